@@ -1,0 +1,71 @@
+"""Argument checks shared by every public function; the only place that words such errors.
+
+Form: ``nftk.<function>: <argument> must <rule>, got <found>``.
+"""
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check_shape(op: str, name: str, x: Tensor, want: tuple[int | str, ...]) -> None:
+    """Raise ValueError unless x matches want; string entries match any size, "..." any leading dimensions."""
+    found = tuple(x.shape)
+    sizes = want
+    if want and want[0] == "...":
+        sizes = want[1:]
+        found = found[max(len(found) - len(sizes), 0) :]
+    ok = len(found) == len(sizes) and all(isinstance(w, str) or w == f for w, f in zip(sizes, found, strict=True))
+    if not ok:
+        raise ValueError(f"nftk.{op}: {name} must have shape {_show(want)}, got {_show(tuple(x.shape))}")
+
+
+def check_same(op: str, attribute: str, **tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors agree on dtype or device."""
+    seen = {name: getattr(x, attribute) for name, x in tensors.items()}
+    if len(set(seen.values())) > 1:
+        listing = ", ".join(f"{name} is {value}" for name, value in seen.items())
+        raise ValueError(f"nftk.{op}: inputs must share one {attribute}, but {listing}")
+
+
+def check_tensor(op: str, name: str, x: Any) -> None:
+    """Raise TypeError unless x is a tensor of floating dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"nftk.{op}: {name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"nftk.{op}: {name} must have a floating dtype, got {x.dtype}")
+
+
+def check_integer(op: str, name: str, value: Any, minimum: int) -> int:
+    """Return value as an int, or raise: TypeError unless it is an integer, ValueError below minimum."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"nftk.{op}: {name} must be an integer, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"nftk.{op}: {name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def check_number(op: str, name: str, value: Any, minimum: float = 0.0, *, above: bool = False) -> float:
+    """Return value as a float, or raise unless it is finite and >= minimum (with above: > minimum)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"nftk.{op}: {name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < minimum or (above and value == minimum):
+        rule = f"finite and {'above' if above else 'at least'} {minimum:g}"
+        raise ValueError(f"nftk.{op}: {name} must be {rule}, got {value}")
+    return float(value)
+
+
+def check_choice(op: str, name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise ValueError unless value is one of choices."""
+    if value not in choices:
+        raise ValueError(f"nftk.{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _show(dims: tuple[int | str, ...]) -> str:
+    return "[" + ", ".join(str(d) for d in dims) + "]"
