@@ -1,0 +1,14 @@
+"""Definitions, written from the mathematics and never tuned: what every other path of nftk is tested against.
+
+Plain functions of plain tensors, in the letters of the paper (Alemohammad et al., NFT-K, ICASSP 2022,
+arXiv 2110.04945). They run in the dtype of their inputs; give them float64 and they are the truth.
+"""
+
+from nftk.reference.network import (
+    hidden_states_reference,
+    network_reference,
+    readouts_reference,
+    weighted_sum_reference,
+)
+
+__all__ = ["hidden_states_reference", "network_reference", "readouts_reference", "weighted_sum_reference"]
