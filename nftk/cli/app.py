@@ -1,0 +1,198 @@
+"""The commands and their options, for typer; the work is done in the modules beside this one."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import nftk
+from nftk.cli import evaluate as evaluating
+from nftk.cli import info as informing
+from nftk.cli import train as training
+from nftk.cli.progress import Progress
+from nftk.cli.settings import PRESETS, Settings, SettingsError, constraint_config, hidden_features
+
+app = typer.Typer(
+    name="nftk",
+    help="Layerwise tangent kernels: networks that say which layer decides which class.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
+DataDir = Annotated[str | None, typer.Option(help="Folder with the files of --data mnist.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(nftk.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Layerwise tangent kernels: networks that say which layer decides which class."""
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str, typer.Option(help="digits (bundled), mnist, a folder with the four idx files, or an .npz file.")
+    ] = "digits",
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/ and the name of the data.")] = None,
+    data_dir: DataDir = None,
+    depth: Annotated[int | None, typer.Option(help="Hidden layers; default 5 for digits, else 10.")] = None,
+    width: Annotated[
+        str | None, typer.Option(help="Width of all hidden layers, or one a layer: 256,128,64; default 128 or 256.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data; default 40 or 10.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step; default 25 or 50.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of theta; default 0.02.")] = None,
+    lr_omega: Annotated[float | None, typer.Option(help="Learning rate of Omega; default 0.05.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="L2 penalty on theta and Omega.")] = 2e-6,
+    proximal: Annotated[float, typer.Option(help="lambda of the paper's equation 13.")] = 0.0,
+    loss: Annotated[str, typer.Option(help="cross_entropy or mse.")] = "cross_entropy",
+    schedule: Annotated[str, typer.Option(help="joint or alternating.")] = "joint",
+    activation: Annotated[
+        str, typer.Option(help="relu, leaky_relu, gelu, silu, tanh, erf, elu, sin or identity.")
+    ] = "relu",
+    parameterization: Annotated[str, typer.Option(help="standard or ntk.")] = "standard",
+    output_bias: Annotated[bool, typer.Option("--output-bias", help="Add a bias to the output.")] = False,
+    constraint: Annotated[
+        str, typer.Option(help="Set that Omega is held to: nonnegative, simplex, l1ball, groupsparse or none.")
+    ] = "nonnegative",
+    radius: Annotated[float | None, typer.Option(help="Size of simplex, l1ball or groupsparse.")] = None,
+    max_layers: Annotated[int | None, typer.Option(help="Most layers that groupsparse leaves open.")] = None,
+    standardize: Annotated[
+        str, typer.Option(help="global, feature or none; auto takes global for images, else feature.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the initialisation and the shuffling.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+    baseline: Annotated[bool, typer.Option("--baseline", help="Train the plain MLP beside it.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of an interrupted run to finish; goes with --epochs and --json only.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Let a run replace what --out holds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train an NFT-K network and leave it, its Omega and its history in a folder."""
+
+    def work() -> dict[str, Any]:
+        progress = Progress(quiet=as_json)
+        if resume is not None:
+            _only(context, {"resume", "epochs", "as_json"})
+            settings = Settings.read(resume)
+            if epochs is not None:
+                settings = dataclasses.replace(settings, epochs=epochs)
+            return training.train(settings, resume, progress, resume=True, overwrite=False)
+        preset = PRESETS.get(data, PRESETS["other"])
+        settings = Settings(
+            data=data if data in ("digits", "mnist") else str(Path(data).resolve()),
+            data_dir=data_dir,
+            hidden_features=hidden_features(
+                width or str(preset["width"]), preset["depth"] if depth is None and "," not in (width or "") else depth
+            ),
+            epochs=preset["epochs"] if epochs is None else epochs,
+            batch_size=preset["batch_size"] if batch_size is None else batch_size,
+            lr=preset["lr"] if lr is None else lr,
+            lr_omega=preset["lr_omega"] if lr_omega is None else lr_omega,
+            standardize=standardize,
+            activation=activation,
+            parameterization=parameterization,
+            output_bias=output_bias,
+            loss=loss,
+            schedule=schedule,
+            weight_decay=weight_decay,
+            proximal=proximal,
+            constraint=constraint_config(constraint, radius, max_layers),
+            seed=seed,
+            device=device,
+            baseline=baseline,
+        )
+        folder = out or Path("runs") / Path(data).stem
+        return training.train(settings, folder, progress, resume=False, overwrite=overwrite)
+
+    summary = _guarded(work)
+    folder = resume or out or Path("runs") / Path(data).stem
+    _report(summary, as_json, f"Run in {folder}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder that nftk train left.")],
+    data: Annotated[str | None, typer.Option(help="Other data than the run's, as for train.")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a trained network on test data."""
+    _report(_guarded(lambda: evaluating.evaluate(run, data, data_dir)), as_json, f"Evaluation of {run}")
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Tell what runs here, and for what does not, why and what would mend it."""
+    _report(_guarded(informing.info), as_json, "nftk")
+
+
+def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a command; what the user can mend ends in one sentence on standard error."""
+    try:
+        return work()
+    except training.InterruptedRun as error:
+        _stop(str(error), 130)
+    except KeyboardInterrupt:
+        _stop("nftk: interrupted", 130)
+    except FloatingPointError as error:
+        _stop(str(error), 1)
+    except (ValueError, TypeError, NotImplementedError, ImportError, RuntimeError) as error:
+        # our own errors name the function; anything else is a fault of nftk and shows its traceback
+        if not str(error).startswith("nftk"):
+            raise
+        _stop(str(error), 2)
+    except OSError as error:
+        _stop(f"nftk: {error.filename or 'a file'}: {error.strerror or error}", 2)
+
+
+def _stop(sentence: str, code: int) -> NoReturn:
+    print(" ".join(sentence.split()), file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _only(context: typer.Context, allowed: set[str]) -> None:
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in allowed and source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise SettingsError(f"nftk: {option} must not go with --resume, which takes the settings of the run")
+
+
+def _report(result: dict[str, Any], as_json: bool, title: str) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in _rows(result):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            rows += _rows(value, f"{prefix}{name} ")
+        elif value is not None:
+            rows.append((prefix + name, f"{value:.4f}" if isinstance(value, float) else str(value)))
+    return rows

@@ -1,0 +1,55 @@
+"""nftk info: what runs here, and for what does not, why and what would mend it."""
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+import nftk
+from nftk._dispatch import BACKENDS, WHY_NOT
+
+_OPTIONAL = {"typer": "app", "rich": "app", "matplotlib": "app", "scikit-learn": "app"}
+
+
+def info() -> dict[str, Any]:
+    """Versions, devices, backends and optional packages, ready for JSON."""
+    return {
+        "nftk": nftk.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "cpu_threads": torch.get_num_threads(),
+        "devices": _devices(),
+        "backends": {name: _state(WHY_NOT[name]) for name in BACKENDS if name != "auto"},
+        "packages": {name: _package(name, extra) for name, extra in _OPTIONAL.items()},
+        "NFTK_DATA": os.environ.get("NFTK_DATA"),
+    }
+
+
+def _devices() -> dict[str, Any]:
+    found: dict[str, Any] = {"cpu": _state(None)}
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            found[f"cuda:{i}"] = {"usable": True, "name": torch.cuda.get_device_name(i)}
+    elif torch.version.cuda is None:
+        found["cuda"] = _state(
+            "this torch is built without CUDA; install the CUDA build that pytorch.org names for your system"
+        )
+    else:
+        found["cuda"] = _state(
+            f"torch has CUDA {torch.version.cuda} but finds no GPU; `nvidia-smi` tells whether the driver does"
+        )
+    return found
+
+
+def _package(name: str, extra: str) -> dict[str, Any]:
+    try:
+        return {"usable": True, "version": importlib.metadata.version(name)}
+    except importlib.metadata.PackageNotFoundError:
+        return _state(f"not installed; run `pip install 'nftk[{extra}]'`")
+
+
+def _state(why_not: str | None) -> dict[str, Any]:
+    return {"usable": True} if why_not is None else {"usable": False, "why": why_not}

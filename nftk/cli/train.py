@@ -1,0 +1,211 @@
+"""nftk train: from a data set to a folder with a trained network."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import nftk
+from nftk import constraints
+from nftk._files import replacing, write_text
+from nftk._optional import require
+from nftk.cli.progress import Progress
+from nftk.cli.settings import Settings, SettingsError
+from nftk.data import DataSplit, Standardizer, load_data
+from nftk.training import EpochRecord, History
+
+CHECKPOINT = "checkpoint.pt"
+BASELINE_CHECKPOINT = "baseline_checkpoint.pt"
+
+
+class InterruptedRun(Exception):
+    """Ctrl-C in the middle of a run whose state is on disk."""
+
+
+def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """Train what settings say, leave the files of a run in out, and return what summary.json holds."""
+    require("matplotlib", purpose="drawing omega.png", extra="app")
+    data = load_data(settings.data, settings.data_dir, progress=progress.visible)
+    standardizer = Standardizer.fit(data.x_train, standardize_mode(settings, data))
+    pairs = [(standardizer.transform(x), y) for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))]
+    torch.manual_seed(settings.seed)
+    model = nftk.NFTKMLP(
+        data.in_features,
+        settings.hidden_features,
+        data.classes,
+        activation=settings.activation,
+        output_bias=settings.output_bias,
+        parameterization=_parameterization(settings.parameterization),
+        constraint=constraints.from_config(settings.constraint),
+    )
+    _prepare(out, settings, resume=resume, overwrite=overwrite)
+    try:
+        history = _fit(settings, model, pairs, out, "nftk", progress)
+        summary = {
+            "data": data.name,
+            **_result(model, history),
+            "zeros": history[-1].zeros if history else int((model.omega == 0).sum()),
+            "zeros_share": history[-1].zeros_share if history else None,
+            "zeros_from_start": history[-1].zeros_from_start if history else None,
+            "versions": {"nftk": nftk.__version__, "torch": torch.__version__},
+            "threads": torch.get_num_threads(),
+        }
+        if settings.baseline:
+            torch.manual_seed(settings.seed)
+            plain = plain_mlp(data.in_features, settings.hidden_features, data.classes, model)
+            summary["baseline"] = _result(plain, _fit(settings, plain, pairs, out, "baseline", progress))
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            f"nftk: interrupted; the last whole epoch is saved, continue with: nftk train --resume {out}"
+        ) from None
+    header = {"standardizer": standardizer.to_dict(), "class_names": list(data.class_names)}
+    model.save(out / "model.safetensors", {"nftk_data": json.dumps(header)})
+    figure = nftk.plot_omega(model, class_names=data.class_names)
+    with replacing(out / "omega.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    for name in (CHECKPOINT, BASELINE_CHECKPOINT):
+        (out / name).unlink(missing_ok=True)
+    return summary
+
+
+def standardize_mode(settings: Settings, data: DataSplit) -> Literal["global", "feature", "none"]:
+    """How inputs are standardised: as the settings say, or as suits the data."""
+    mode = data.standardize if settings.standardize == "auto" else settings.standardize
+    if mode == "global":
+        return "global"
+    if mode == "feature":
+        return "feature"
+    if mode == "none":
+        return "none"
+    raise SettingsError(f"nftk: --standardize must be auto, global, feature or none, got {mode!r}")
+
+
+def plain_mlp(in_features: int, widths: tuple[int, ...], out_features: int, like: nftk.NFTKMLP) -> nn.Sequential:
+    """The multilayer perceptron beside an NFT-K network: same layers, activation and initialisation, one readout."""
+    phi = like.config()["activation"]
+    modules: list[nn.Module] = []
+    for width in widths:
+        modules += [nn.Linear(in_features, width), _Named(phi)]
+        in_features = width
+    modules.append(nn.Linear(in_features, out_features))
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+    return nn.Sequential(*modules)
+
+
+class _Named(nn.Module):
+    """One of nftk's named activations as a module."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.activation = nftk.ops.activations.BY_NAME[name]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation.function(x)
+
+    def extra_repr(self) -> str:
+        return str(self.activation.name)
+
+
+def _parameterization(name: str) -> Literal["standard", "ntk"]:
+    if name == "ntk":
+        return "ntk"
+    if name == "standard":
+        return "standard"
+    raise SettingsError(f"nftk: --parameterization must be standard or ntk, got {name!r}")
+
+
+def _prepare(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder, and see that nothing in it is lost by accident."""
+    if resume:
+        return
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"nftk: --out must be a folder, got the file {out}")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        unfinished = (out / CHECKPOINT).exists() and not (out / "summary.json").exists()
+        advice = f"continue it with --resume {out}, or" if unfinished else "name another folder, or"
+        kind = "an interrupted run" if unfinished else "files"
+        raise SettingsError(
+            f"nftk: --out must be a new or empty folder, got {out} with {kind} in it; {advice} pass --overwrite"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (CHECKPOINT, BASELINE_CHECKPOINT, "summary.json", "history.jsonl", "baseline_history.jsonl"):
+        (out / name).unlink(missing_ok=True)
+    write_text(out / "config.json", settings.to_json())
+
+
+def _fit(settings: Settings, model: nn.Module, pairs: list[Any], out: Path, name: str, progress: Progress) -> History:
+    """Train one of the two networks, with its checkpoint and its lines of history on disk."""
+    prefix = "baseline_" if name == "baseline" else ""
+    file = out / f"{prefix}history.jsonl"
+    lines = list(_lines(file))
+
+    def on_epoch(record: EpochRecord) -> None:
+        del lines[record.epoch - 1 :]
+        lines.append(json.dumps(record.to_dict()))
+        write_text(file, "".join(line + "\n" for line in lines))
+        progress.epoch(record)
+
+    with progress.run(name, settings.epochs):
+        history = nftk.fit(
+            model,
+            *pairs,
+            loss=_loss(settings.loss),
+            schedule=_schedule(settings.schedule),
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            lr_omega=settings.lr_omega,
+            weight_decay=settings.weight_decay,
+            proximal=settings.proximal,
+            seed=settings.seed,
+            device=settings.device,
+            checkpoint=out / f"{prefix}{CHECKPOINT}",
+            resume=True,
+            on_epoch=on_epoch,
+            on_step=progress.step,
+        )
+    # once more from the checkpoint: a kill between the two files may have cost the last line
+    write_text(file, "".join(json.dumps(record.to_dict()) + "\n" for record in history))
+    return history
+
+
+def _lines(file: Path) -> Iterator[str]:
+    if file.exists():
+        yield from file.read_text(encoding="utf-8").splitlines()
+
+
+def _loss(name: str) -> Literal["cross_entropy", "mse"]:
+    if name == "mse":
+        return "mse"
+    if name in ("cross_entropy", "cross-entropy"):
+        return "cross_entropy"
+    raise SettingsError(f"nftk: --loss must be cross_entropy or mse, got {name!r}")
+
+
+def _schedule(name: str) -> Literal["joint", "alternating"]:
+    if name == "alternating":
+        return "alternating"
+    if name == "joint":
+        return "joint"
+    raise SettingsError(f"nftk: --schedule must be joint or alternating, got {name!r}")
+
+
+def _result(model: nn.Module, history: History) -> dict[str, Any]:
+    last = dataclasses.asdict(history[-1]) if history else {}
+    return {
+        "test_accuracy": last.get("test_accuracy"),
+        "test_loss": last.get("test_loss"),
+        "train_accuracy": last.get("train_accuracy"),
+        "train_loss": last.get("loss"),
+        "epochs": len(history),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": sum(history.column("seconds")),
+    }

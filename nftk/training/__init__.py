@@ -1,0 +1,7 @@
+"""Training: the loop, what it records, and how it survives being killed."""
+
+from nftk.training.evaluate import evaluate
+from nftk.training.fit import fit
+from nftk.training.history import EpochRecord, History
+
+__all__ = ["EpochRecord", "History", "evaluate", "fit"]
