@@ -328,7 +328,8 @@ def test_no_pyplot(monkeypatch):
 
 def test_import_without_matplotlib(monkeypatch):
     """The module can be imported where matplotlib is missing."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
     path = sys.modules["nftk.interpret.plot_omega"].__file__
     spec = importlib.util.spec_from_file_location("plot_omega_again", path)
     module = importlib.util.module_from_spec(spec)

@@ -51,7 +51,7 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
             "zeros": history[-1].zeros if history else int((model.omega == 0).sum()),
             "zeros_share": history[-1].zeros_share if history else None,
             "zeros_from_start": history[-1].zeros_from_start if history else None,
-            "versions": {"nftk": nftk.__version__, "torch": torch.__version__},
+            "versions": {"nftk": nftk.__version__, "torch": str(torch.__version__)},
             "threads": torch.get_num_threads(),
         }
         if settings.baseline:

@@ -193,8 +193,8 @@ class _Panel:
         self.bar_ticks = {float(t): f"{t:.4g}" for t in ticks if self.low <= t <= self.high * (1 + 1e-6)}
         self.below = (widest if self.standing else line) + label + GAP
         self.left = max(_width(rows.names[i], TICK_SIZE) for i in self.y_ticks) + label + GAP
-        self.right = 3 * GAP + BAR + max(_width(text, TICK_SIZE) for text in self.bar_ticks.values())
-        self.right = 2 * GAP + max(self.right, _width(title.split("\n")[0], TITLE_SIZE) - columns.side)
+        # wide enough for the title too, which starts at the panel's left edge
+        self.right = 5 * GAP + BAR + max(_width(text, TICK_SIZE) for text in self.bar_ticks.values())
         few = max(values.shape) <= MOST_WRITTEN
         self.written = [[_number(value) for value in row] for row in values] if few else []
         if any(

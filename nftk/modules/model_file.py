@@ -54,7 +54,8 @@ def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            # cloned into memory of torch's own: where a tensor begins decides how a matrix product rounds
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"nftk.NFTKMLP.load: {path} must be a whole safetensors file, got {error}") from error
     if _KEY not in metadata:

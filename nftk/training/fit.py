@@ -184,7 +184,7 @@ def fit(
         "optimizers": [type(o).__name__ for o in (run.optimizer, run.optimizer_omega)],
         "schedulers": [type(s).__name__ for s in run.schedulers], **train_batches.fingerprint(),
     }  # fmt: skip
-    build = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": place.type}
+    build = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": place.type}
     if stored is not None and checkpoint is not None:
         check_settings(checkpoint, stored["settings"], settings)
         if stored["build"] != build:
