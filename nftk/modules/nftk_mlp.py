@@ -7,12 +7,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from nftk._checks import check_choice, check_integer, check_number
 from nftk._dispatch import BACKENDS, resolve
 from nftk.constraints import base as constraints
-from nftk.modules.hidden_layer import HiddenLinear, layer_is_plain
+from nftk.modules.hidden_layer import HiddenLinear, plain_parameters
 from nftk.ops import activations
 from nftk.ops.network import Plan, run, weighted_sum
 
@@ -182,11 +181,11 @@ class NFTKMLP(nn.Module):
         Raises:
             ValueError: If the last dimension of ``x`` is not m.
         """
-        if self._layers_are_plain():
+        dropping = self.training and max(self.dropout) > 0
+        layers = None if dropping else plain_parameters(self.hidden)
+        if layers is not None:
             self._check_input(x)
-            weights = [layer.weight for layer in self._layers()]
-            biases = [layer.bias for layer in self._layers()]
-            return run(self._plan, x, weights, biases, self.readout_weight, self.omega, self.output_bias)
+            return run(self._plan, x, *layers, self.readout_weight, self.omega, self.output_bias)
         f = weighted_sum(self._plan, self.hidden_states(x), self.readout_weight, self.omega)
         return f if self.output_bias is None else f + self.output_bias
 
@@ -382,12 +381,6 @@ class NFTKMLP(nn.Module):
 
     def _layers(self) -> Iterator[Any]:
         return iter(self.hidden)
-
-    def _layers_are_plain(self) -> bool:
-        """Whether the hidden layers may be computed from their parameters, without calling the modules."""
-        if self.training and max(self.dropout) > 0:
-            return False
-        return not _has_any_global_hook() and all(layer_is_plain(layer) for layer in self.hidden)
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.in_features:

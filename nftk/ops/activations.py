@@ -21,14 +21,15 @@ class Activation:
     Attributes:
         name: What it is called in ``NFTKMLP(activation=...)``; None for a user's own callable.
         function: phi, elementwise on a tensor.
-        gradient: ``(grad, saved) -> grad * phi'(g)``; None where only autograd knows it.
-        from_output: Whether ``saved`` is ``phi(g)``; otherwise it is g.
+        gradient: ``(grad, saved) -> grad * phi'(g)``, written over grad; None where only autograd knows it.
+        in_place: phi in place, for those whose derivative is a function of ``h = phi(g)``: ``saved`` is then h and
+            g need not be kept. None where ``saved`` is g.
     """
 
     name: str | None
     function: Callable[[Tensor], Tensor]
     gradient: Callable[[Tensor, Tensor], Tensor] | None = None
-    from_output: bool = False
+    in_place: Callable[[Tensor], Tensor] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy by name, or by the user's callable."""
@@ -36,7 +37,7 @@ class Activation:
 
 
 def _erf_gradient(grad: Tensor, g: Tensor) -> Tensor:
-    return grad * (g * g).neg_().exp_().mul_(2 / math.sqrt(math.pi))
+    return grad.mul_((g * g).neg_().exp_().mul_(2 / math.sqrt(math.pi)))
 
 
 def identity(g: Tensor) -> Tensor:
@@ -45,20 +46,29 @@ def identity(g: Tensor) -> Tensor:
 
 
 _NAMED = (
-    Activation("relu", torch.relu, lambda grad, h: aten.threshold_backward(grad, h, 0), from_output=True),
+    Activation(
+        "relu", torch.relu, lambda grad, h: aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad), torch.relu_
+    ),
     Activation(
         "leaky_relu",
         functional.leaky_relu,
-        lambda grad, h: aten.leaky_relu_backward(grad, h, 0.01, True),
-        from_output=True,
+        lambda grad, h: aten.leaky_relu_backward.grad_input(grad, h, 0.01, True, grad_input=grad),
+        functional.leaky_relu_,
     ),
-    Activation("gelu", functional.gelu, lambda grad, g: aten.gelu_backward(grad, g)),
-    Activation("silu", functional.silu, lambda grad, g: aten.silu_backward(grad, g)),
-    Activation("tanh", torch.tanh, lambda grad, h: aten.tanh_backward(grad, h), from_output=True),
+    Activation("gelu", functional.gelu, lambda grad, g: aten.gelu_backward.grad_input(grad, g, grad_input=grad)),
+    Activation("silu", functional.silu, lambda grad, g: aten.silu_backward.grad_input(grad, g, grad_input=grad)),
+    Activation(
+        "tanh", torch.tanh, lambda grad, h: aten.tanh_backward.grad_input(grad, h, grad_input=grad), torch.tanh_
+    ),
     Activation("erf", torch.erf, _erf_gradient),
-    Activation("elu", functional.elu, lambda grad, h: aten.elu_backward(grad, 1, 1, 1, True, h), from_output=True),
-    Activation("sin", torch.sin, lambda grad, g: grad * torch.cos(g)),
-    Activation("identity", identity, lambda grad, h: grad, from_output=True),
+    Activation(
+        "elu",
+        functional.elu,
+        lambda grad, h: aten.elu_backward.grad_input(grad, 1, 1, 1, True, h, grad_input=grad),
+        functional.elu_,
+    ),
+    Activation("sin", torch.sin, lambda grad, g: grad.mul_(torch.cos(g))),
+    Activation("identity", identity, lambda grad, h: grad, identity),
 )
 BY_NAME: dict[str, Activation] = {str(activation.name): activation for activation in _NAMED}
 

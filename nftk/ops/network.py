@@ -15,6 +15,9 @@ from nftk.ops.activations import Activation
 
 _OP = "ops.network"
 _SUPPORTED = ("torch",)  # fastest first
+# columns behind the hidden states: without them rows of 2,560 float32, ten layers of 256, would be a multiple of
+# 2 KiB apart and crowd into the same few sets of the cache
+_PADDING = 16
 
 
 class Plan(NamedTuple):
@@ -174,72 +177,69 @@ class _OneNode(torch.autograd.Function):
         *layers: Tensor | None,
     ) -> Tensor:
         depth = len(plan.widths)
-        h, states, saved = x, [], []
-        for i, phi in enumerate(plan.activations):
+        buffer = x.new_empty(x.shape[0], sum(plan.widths) + _PADDING)
+        states = buffer[:, :-_PADDING]  # [B, n_1 + ... + n_L]
+        h, kept = x, []
+        for i, (phi, state) in enumerate(zip(plan.activations, states.split(plan.widths, dim=1), strict=True)):
             weight, bias = layers[i], layers[depth + i]
             assert weight is not None
-            if bias is None:
-                g = torch.mm(h, weight.t())
-                if plan.weight_scales[i] != 1.0:
-                    g *= plan.weight_scales[i]
+            if phi.in_place is not None:
+                phi.in_place(_affine_out(h, weight, bias, plan.weight_scales[i], plan.bias_scales[i], state))
             else:
-                g = torch.addmm(bias, h, weight.t(), beta=plan.bias_scales[i], alpha=plan.weight_scales[i])
-            h = phi.function(g)
-            states.append(h)
-            if not phi.from_output:
-                saved.append(g)
+                g = h.new_empty(state.shape)
+                kept.append(_affine_out(h, weight, bias, plan.weight_scales[i], plan.bias_scales[i], g))
+                state.copy_(phi.function(g))
+            h = state
         folded = _fold(readout_weight, _scaled(plan, omega), plan.widths)  # [d, n_1 + ... + n_L]
         # this order of the factors is the faster one for d much smaller than the batch
-        f = torch.mm(folded, torch.cat(states, dim=1).t()).t()
+        f = torch.mm(folded, states.t()).t()
         ctx.plan = plan
-        ctx.save_for_backward(x, omega, readout_weight, output_bias, *layers, *states, *saved)
+        ctx.save_for_backward(x, omega, readout_weight, output_bias, *layers, states, folded, *kept)
         return f.contiguous() if output_bias is None else f + output_bias
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         plan: Plan = ctx.plan
         depth = len(plan.widths)
-        tensors = ctx.saved_tensors
+        tensors = ctx.saved_tensors  # unpacked anew at every access
         inputs = tensors[: 4 + 2 * depth]
         if torch.is_grad_enabled():
             return (None, *_backward_of_formula(plan, inputs, ctx.needs_input_grad[1:], grad))
-        x, omega, readout_weight = inputs[:3]
-        weights = inputs[4 : 4 + depth]
-        states = tensors[4 + 2 * depth : 4 + 3 * depth]
-        inner = list(tensors[4 + 3 * depth :])
+        x, omega, readout_weight, _, *layers = inputs
+        states, folded, *kept = tensors[4 + 2 * depth :]
         _, need_x, need_omega, need_readout, need_output_bias, *need_layers = ctx.needs_input_grad
         need_weights, need_biases = need_layers[:depth], need_layers[depth:]
 
-        scaled = _scaled(plan, omega)
         grad_omega = grad_readout = None
         if need_omega or need_readout:
-            grad_folded = torch.mm(grad.t(), torch.cat(states, dim=1))  # [d, n_1 + ... + n_L]
+            grad_folded = torch.mm(grad.t(), states)  # [d, n_1 + ... + n_L]
             if need_omega:
-                grad_omega = _scaled(plan, _sum_by_layer(grad_folded * readout_weight, plan.widths))
+                grad_omega = _scaled(plan, _dot_by_layer(grad_folded, readout_weight, plan.widths))
             if need_readout:
-                grad_readout = _fold(grad_folded, scaled, plan.widths)
+                grad_readout = _fold_(grad_folded, _scaled(plan, omega), plan.widths)
 
         grad_weights: list[Tensor | None] = [None] * depth
         grad_biases: list[Tensor | None] = [None] * depth
         grad_x = None
         # the walk back ends at the first layer below which nothing wants a gradient
         first = next((i for i in range(depth) if need_x or need_weights[i] or need_biases[i]), depth)
-        delta: Tensor | None = None
         if first < depth:
-            folded = _fold(readout_weight, scaled, plan.widths).split(plan.widths, dim=1)
+            grad_states = _grad_of_states(grad, folded, plan.widths)
+            by_layer = (x, *states.split(plan.widths, dim=1))
+        delta: Tensor | None = None
         for i in reversed(range(first, depth)):
-            grad_h = torch.mm(grad, folded[i])  # [B, n_i]
+            grad_h = grad_states[i]
             if delta is not None:
-                grad_h.addmm_(delta, weights[i + 1], alpha=plan.weight_scales[i + 1])
+                grad_h.addmm_(delta, layers[i + 1], alpha=plan.weight_scales[i + 1])
             phi = plan.activations[i]
             assert phi.gradient is not None
-            delta = phi.gradient(grad_h, states[i] if phi.from_output else inner.pop())
+            delta = phi.gradient(grad_h, kept.pop() if phi.in_place is None else by_layer[i + 1])
             if need_weights[i]:
-                grad_weights[i] = _times(torch.mm(delta.t(), states[i - 1] if i else x), plan.weight_scales[i])
+                grad_weights[i] = _times(torch.mm(delta.t(), by_layer[i]), plan.weight_scales[i])
             if need_biases[i]:
                 grad_biases[i] = _times(delta.sum(0), plan.bias_scales[i])
         if need_x and delta is not None:
-            grad_x = _times(torch.mm(delta, weights[0]), plan.weight_scales[0])
+            grad_x = _times(torch.mm(delta, layers[0]), plan.weight_scales[0])
         grad_output_bias = grad.sum(0) if need_output_bias else None
         return (None, grad_x, grad_omega, grad_readout, grad_output_bias, *grad_weights, *grad_biases)
 
@@ -275,12 +275,43 @@ def _fold(readout_weight: Tensor, omega: Tensor, widths: tuple[int, ...]) -> Ten
     return torch.cat([v * column for v, column in pairs], dim=1)
 
 
-def _sum_by_layer(products: Tensor, widths: tuple[int, ...]) -> Tensor:
-    """Row sums over the columns of each layer, shape (d, L)."""
+def _fold_(readout_weight: Tensor, omega: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Like _fold, in place."""
     if len(set(widths)) == 1:
-        by_layer: Tensor = products.unflatten(1, (len(widths), widths[0]))  # [d, L, n]
-        return by_layer.sum(-1)
-    return torch.stack([part.sum(1) for part in products.split(widths, dim=1)], dim=1)
+        by_layer: Tensor = readout_weight.unflatten(1, (len(widths), widths[0]))  # [d, L, n]
+        by_layer.mul_(omega.unsqueeze(-1))
+    else:
+        for v, column in zip(readout_weight.split(widths, dim=1), omega.split(1, dim=1), strict=True):
+            v.mul_(column)
+    return readout_weight
+
+
+def _dot_by_layer(a: Tensor, b: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Row-wise inner products of a and b over the columns of each layer, shape (d, L)."""
+    if len(set(widths)) == 1:
+        shape = (len(widths), widths[0])
+        dots: Tensor = torch.linalg.vecdot(a.unflatten(1, shape), b.unflatten(1, shape))
+        return dots
+    pairs = zip(a.split(widths, dim=1), b.split(widths, dim=1), strict=True)
+    return torch.stack([torch.linalg.vecdot(u, v) for u, v in pairs], dim=1)
+
+
+def _grad_of_states(grad: Tensor, folded: Tensor, widths: tuple[int, ...]) -> Sequence[Tensor]:
+    """What reaches each h_l through its own readout, shape (B, n_l); fresh memory, to be added to."""
+    if len(set(widths)) > 1:
+        parts: Sequence[Tensor] = torch.mm(grad, folded).split(widths, dim=1)
+        return parts
+    by_layer: Tensor = folded.unflatten(1, (len(widths), widths[0]))  # [d, L, n]
+    return torch.bmm(grad.expand(len(widths), *grad.shape), by_layer.transpose(0, 1)).unbind(0)
+
+
+def _affine_out(
+    h: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: float, bias_scale: float, out: Tensor
+) -> Tensor:
+    """Like affine, into out."""
+    if bias is not None:
+        return torch.addmm(bias, h, weight.t(), beta=bias_scale, alpha=weight_scale, out=out)
+    return _times(torch.mm(h, weight.t(), out=out), weight_scale)
 
 
 def _times(x: Tensor, scale: float) -> Tensor:
@@ -305,10 +336,10 @@ def _ordinary_tensors(tensors: Sequence[Tensor | None]) -> bool:
     dtype = tensors[0].dtype if tensors[0] is not None else None
     if dtype is not torch.float32 and dtype is not torch.float64:
         return False
-    return all(
-        t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.dtype is dtype and t.device.type == "cpu")
-        for t in tensors
-    )
+    return all(t is None or (type(t) in _ORDINARY and t.dtype is dtype and t.is_cpu) for t in tensors)
+
+
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _check(

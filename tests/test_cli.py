@@ -1,0 +1,396 @@
+"""The command line as a person types it: what it leaves, what it says, and how it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nftk
+
+RUN_FILES = {"config.json", "history.jsonl", "model.safetensors", "omega.png", "summary.json"}
+
+
+def command(*arguments, **keywords):
+    """Run nftk in a process of its own, far from the checkout."""
+    environment = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, "-c", "from nftk.cli import main; main()"]
+    return subprocess.run(
+        [*script, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300, **keywords
+    )
+
+
+def start(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    script = [sys.executable, "-c", "from nftk.cli import main; main()"]
+    return subprocess.Popen(
+        [*script, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "blobs.npz"
+    random = np.random.default_rng(0)
+    y = random.integers(0, 3, 260)
+    x = random.normal(size=(260, 6)) + 3 * np.eye(3)[y] @ random.normal(size=(3, 6))
+    x[:, 5] = 1000 + 50 * x[:, 5]
+    np.savez(path, x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
+    return path
+
+
+QUICK = ("--depth", 2, "--width", 16, "--epochs", 4, "--batch-size", 20)
+
+
+@pytest.fixture(scope="module")
+def run(npz, tmp_path_factory):
+    """One finished run with a baseline, for the tests that only look."""
+    out = tmp_path_factory.mktemp("run") / "one"
+    done = command("train", "--data", npz, "--out", out, "--baseline", *QUICK)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+class TestTrain:
+    def test_leaves_the_files_of_the_contract(self, run):
+        out, _ = run
+        assert {p.name for p in out.iterdir()} == RUN_FILES | {"baseline_history.jsonl"}
+        assert (out / "omega.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_summary(self, run):
+        summary = json.loads((run[0] / "summary.json").read_text())
+        assert 0.8 < summary["test_accuracy"] <= 1
+        assert 0.8 < summary["baseline"]["test_accuracy"] <= 1
+        assert summary["zeros"] == 0
+        assert summary["seconds"] > 0
+        assert summary["baseline"]["seconds"] > 0
+        assert summary["epochs"] == 4
+        model = nftk.NFTKMLP.load(run[0] / "model.safetensors")
+        assert summary["parameters"] == sum(p.numel() for p in model.parameters()) == 6 * 16 + 17 * 16 + 16 + 3 * 34
+        assert summary["baseline"]["parameters"] == 7 * 16 + 17 * 16 + 17 * 3
+
+    def test_history_has_a_line_an_epoch(self, run):
+        for name in ("history.jsonl", "baseline_history.jsonl"):
+            lines = [json.loads(line) for line in (run[0] / name).read_text().splitlines()]
+            assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+        summary = json.loads((run[0] / "summary.json").read_text())
+        assert lines[-1]["test_accuracy"] == summary["baseline"]["test_accuracy"]
+
+    def test_config_says_everything(self, run):
+        config = json.loads((run[0] / "config.json").read_text())
+        assert config["hidden_features"] == [16, 16]
+        assert config["lr"] == 0.02
+        assert config["lr_omega"] == 0.05
+        assert config["weight_decay"] == 2e-6
+        assert config["constraint"] == {"name": "nonnegative"}
+
+    def test_on_a_pipe_there_is_a_line_an_epoch(self, run):
+        done = run[1]
+        assert len(re.findall(r"^nftk epoch \d of 4: loss [\d.]+, test accuracy", done.stderr, re.M)) == 4
+        assert len(re.findall(r"^baseline epoch", done.stderr, re.M)) == 4
+        assert "test_accuracy" in done.stdout
+
+    def test_same_seed_same_bytes(self, run, npz, tmp_path):
+        done = command("train", "--data", npz, "--out", tmp_path / "two", *QUICK, "--json")
+        assert done.stderr == ""
+        assert (
+            json.loads(done.stdout)["test_accuracy"]
+            == json.loads((run[0] / "summary.json").read_text())["test_accuracy"]
+        )
+        assert (tmp_path / "two" / "model.safetensors").read_bytes() == (run[0] / "model.safetensors").read_bytes()
+
+    def test_options_reach_the_model(self, npz, tmp_path):
+        done = command(
+            "train", "--data", npz, "--out", tmp_path / "r", "--width", "8,4,8", "--epochs", 1, "--activation", "tanh",
+            "--parameterization", "ntk", "--constraint", "groupsparse", "--max-layers", 2, "--loss", "mse",
+            "--schedule", "alternating", "--output-bias", "--proximal", 0.1, "--standardize", "none", "--lr", 0.001,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        model = nftk.NFTKMLP.load(tmp_path / "r" / "model.safetensors")
+        assert model.hidden_features == (8, 4, 8)
+        assert model.config()["activation"] == "tanh"
+        assert model.parameterization == "ntk"
+        assert model.constraint == nftk.constraints.GroupSparse(max_layers=2)
+        assert model.output_bias is not None
+
+    def test_zero_epochs(self, npz, tmp_path):
+        done = command("train", "--data", npz, "--out", tmp_path / "r", "--epochs", 0)
+        assert done.returncode == 0, done.stderr
+
+    def test_full_folder_is_not_overwritten_by_accident(self, run, npz, tmp_path):
+        before = {p.name: p.read_bytes() for p in run[0].iterdir()}
+        done = command("train", "--data", npz, "--out", run[0], *QUICK)
+        assert done.returncode == 2
+        assert "--out must be a new or empty folder" in done.stderr
+        assert before == {p.name: p.read_bytes() for p in run[0].iterdir()}
+
+    def test_overwrite(self, npz, tmp_path):
+        for depth in (1, 2):
+            done = command(
+                "train", "--data", npz, "--out", tmp_path / "r", "--depth", depth, "--epochs", 1, "--overwrite"
+            )
+            assert done.returncode == 0, done.stderr
+        assert len(nftk.NFTKMLP.load(tmp_path / "r" / "model.safetensors").hidden) == 2
+
+
+@pytest.mark.slow
+class TestDigits:
+    """The README's main job: real images, no network."""
+
+    def test_three_seeds(self, tmp_path):
+        accuracies = []
+        for seed in range(3):
+            done = command("train", "--data", "digits", "--out", tmp_path / str(seed), "--seed", seed, "--json")
+            assert done.returncode == 0, done.stderr
+            summary = json.loads(done.stdout)
+            assert summary["seconds"] < 120
+            accuracies.append(summary["test_accuracy"])
+        assert sum(accuracies) / 3 >= 0.97, accuracies
+
+
+class TestInterrupt:
+    ARGUMENTS = ("--depth", 2, "--width", 16, "--epochs", 60, "--batch-size", 5, "--baseline")
+
+    def wait_for(self, process, text):
+        for line in process.stderr:
+            if text in line:
+                return
+        pytest.fail(f"the run ended before {text!r}")
+
+    @pytest.fixture(scope="class")
+    def whole(self, npz, tmp_path_factory):
+        out = tmp_path_factory.mktemp("whole") / "run"
+        done = command("train", "--data", npz, "--out", out, *self.ARGUMENTS)
+        assert done.returncode == 0, done.stderr
+        return out
+
+    def same_end(self, a, b):
+        assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+        assert (a / "omega.png").read_bytes() == (b / "omega.png").read_bytes()
+        for name in ("history.jsonl", "baseline_history.jsonl"):
+            left, right = ([json.loads(x) for x in (f / name).read_text().splitlines()] for f in (a, b))
+            assert [{**x, "seconds": 0} for x in left] == [{**x, "seconds": 0} for x in right]
+
+    @pytest.mark.parametrize("moment", ["nftk epoch 3 ", "baseline epoch 5 "])
+    def test_ctrl_c_saves_and_says_how_to_resume(self, npz, tmp_path, whole, moment):
+        out = tmp_path / "run"
+        with start("train", "--data", npz, "--out", out, *self.ARGUMENTS) as process:
+            self.wait_for(process, moment)
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+        assert process.returncode == 130
+        assert "Traceback" not in said
+        assert f"continue with: nftk train --resume {out}" in said
+        assert not (out / "summary.json").exists()
+        again = command("train", "--data", npz, "--out", out, *self.ARGUMENTS)
+        assert again.returncode == 2
+        assert "interrupted run" in again.stderr
+        done = command("train", "--resume", out)
+        assert done.returncode == 0, done.stderr
+        self.same_end(whole, out)
+        assert not list(out.glob("*.pt"))
+
+    def test_kill_9_and_resume_ends_the_same(self, npz, tmp_path, whole):
+        out = tmp_path / "run"
+        with start("train", "--data", npz, "--out", out, *self.ARGUMENTS) as process:
+            self.wait_for(process, "nftk epoch 7 ")
+            time.sleep(0.01)
+            process.kill()
+        for name in ("config.json", "history.jsonl"):
+            for line in (out / name).read_text().splitlines() if name.endswith("l") else [(out / name).read_text()]:
+                json.loads(line)
+        done = command("train", "--resume", out)
+        assert done.returncode == 0, done.stderr
+        self.same_end(whole, out)
+
+    def test_resume_takes_no_other_settings(self, run):
+        done = command("train", "--resume", run[0], "--lr", 0.1)
+        assert done.returncode == 2
+        assert "--lr must not go with --resume" in done.stderr
+
+    def test_resume_of_nothing(self, tmp_path):
+        done = command("train", "--resume", tmp_path)
+        assert done.returncode == 2
+        assert "must be a run of nftk train, got no config.json there" in done.stderr
+
+
+class TestEvaluate:
+    def test_agrees_with_training(self, run):
+        done = command("evaluate", run[0], "--json")
+        assert done.returncode == 0, done.stderr
+        result, summary = json.loads(done.stdout), json.loads((run[0] / "summary.json").read_text())
+        assert result["test_accuracy"] == summary["test_accuracy"]
+        assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-6)
+        assert set(result["accuracy_by_class"]) == {"0", "1", "2"}
+
+    def test_table_for_people(self, run):
+        done = command("evaluate", run[0])
+        assert "accuracy_by_class 2" in done.stdout
+
+    def test_other_data_of_another_size(self, run):
+        done = command("evaluate", run[0], "--data", "digits")
+        assert done.returncode == 2
+        assert re.search(r"data must have 6 features and 3 classes, .*got 64 and 10", done.stderr)
+
+    def test_damaged_model(self, run, tmp_path):
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / name).write_bytes((run[0] / name).read_bytes())
+        (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+        done = command("evaluate", tmp_path)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+
+
+class TestInfo:
+    def test_json(self):
+        done = command("info", "--json")
+        told = json.loads(done.stdout)
+        assert told["torch"] == torch.__version__
+        assert told["backends"]["torch"] == {"usable": True}
+        assert set(told["backends"]) == {"torch", "cpp", "triton", "cuda"}
+        for state in (*told["backends"].values(), *told["devices"].values(), *told["packages"].values()):
+            assert state["usable"] or len(state["why"]) > 20
+
+    def test_table(self):
+        assert "backends triton why" in command("info").stdout
+
+    def test_version(self):
+        assert command("--version").stdout.strip() == nftk.__version__
+
+
+def write_idx(folder, **changes):
+    folder.mkdir()
+    sizes = {"train": 20, "t10k": 10}
+    for part, n in sizes.items():
+        images = np.random.default_rng(0).integers(0, 255, (n, 4, 4), dtype=np.uint8)
+        labels = (np.arange(n) % 3).astype(np.uint8)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(
+            bytes([0, 0, 8, 3]) + np.array([n, 4, 4], ">i4").tobytes() + images.tobytes()
+        )
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+            bytes([0, 0, 8, 1]) + np.array([n], ">i4").tobytes() + labels.tobytes()
+        )
+    for name, content in changes.items():
+        (folder / name.replace("_", "-")).write_bytes(content)
+
+
+class TestBadInput:
+    """One sentence on standard error, exit 2, no traceback, nothing half-written (DESIGN.md, section 4)."""
+
+    def fails(self, tmp_path, *arguments, code=2):
+        out = tmp_path / "out"
+        done = command("train", "--out", out, *arguments)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert done.stdout == ""
+        return done.stderr, out
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--data", "nowhere.npz"), "neither a name nor a path that exists"),
+            (("--width", 0), "--width and --depth must be at least 1, got width 0"),
+            (("--depth", 0), "--width and --depth must be at least 1, got width 128 and depth 0"),
+            (("--width", "8,x"), "--width must be a number"),
+            (("--width", "8,8", "--depth", 3), "--depth must be 2, as many as --width lists, got 3"),
+            (("--epochs", -1), "epochs must be at least 0, got -1"),
+            (("--batch-size", 0), "batch_size must be at least 1, got 0"),
+            (("--lr", "nan"), "lr must be finite and at least 0, got nan"),
+            (("--constraint", "box"), "constraint must be one of"),
+            (("--radius", 2), "--radius must go with a constraint that takes it, got --constraint nonnegative"),
+            (("--constraint", "simplex", "--radius", -1), "radius must be finite and above 0, got -1"),
+            (("--activation", "swish"), "activation must be one of"),
+            (("--parameterization", "mup"), "--parameterization must be standard or ntk, got 'mup'"),
+            (("--schedule", "random"), "--schedule must be joint or alternating, got 'random'"),
+            (("--loss", "hinge"), "--loss must be cross_entropy or mse, got 'hinge'"),
+            (("--standardize", "row"), "--standardize must be auto, global, feature or none, got 'row'"),
+            (("--device", "abacus"), "--device must be"),
+            (("--device", "cuda:99"), "--device must be"),
+            (("--seed", -1), "seed must be at least 0, got -1"),
+            (("--data", "mnist", "--data-dir", "nowhere"), "nowhere"),
+        ],
+    )
+    def test_settings(self, tmp_path, arguments, message):
+        said, out = self.fails(tmp_path, *arguments)
+        assert message in said
+        assert not out.exists()
+
+    def test_files(self, tmp_path):
+        cases = {
+            "magic": ({"train_labels_idx1_ubyte": b"\0\0\7\1" + bytes(4)}, "train-labels-idx1-ubyte"),
+            "range": ({"t10k_labels_idx1_ubyte": b"\0\0\10\1\0\0\0\12" + bytes([9] * 10)}, "labels must be in 0..2"),
+            "truncated": ({"train_images_idx3_ubyte": b"\37\213\10\0abc"}, "train-images-idx3-ubyte"),
+        }
+        for name, (changes, message) in cases.items():
+            write_idx(tmp_path / name, **changes)
+            said, out = self.fails(tmp_path, "--data", tmp_path / name)
+            assert message in said
+            assert not out.exists()
+
+    def test_nan(self, tmp_path):
+        x = np.ones((5, 3))
+        x[3, 1] = np.nan
+        np.savez(tmp_path / "a.npz", x_train=x, y_train=np.zeros(5, int), x_test=x[:2], y_test=np.zeros(2, int))
+        said, out = self.fails(tmp_path, "--data", tmp_path / "a.npz")
+        assert "finite" in said
+        assert not out.exists()
+
+    def test_diverging_run_is_one_sentence_and_exit_1(self, tmp_path, npz):
+        done = command("train", "--data", npz, "--out", tmp_path / "r", "--lr", 1e30, "--json")
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert re.fullmatch(r"nftk.fit: loss must stay finite, got \S+ at epoch \d+, step \d+ of 4; .*\n", done.stderr)
+
+    def test_out_is_a_file(self, tmp_path):
+        (tmp_path / "out").write_text("mine")
+        done = command("train", "--out", tmp_path / "out")
+        assert done.returncode == 2
+        assert "--out must be a folder" in done.stderr
+        assert (tmp_path / "out").read_text() == "mine"
+
+    def test_unknown_option(self):
+        done = command("train", "--speed", 3)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+    def test_missing_typer_is_named_with_its_command(self):
+        code = "import sys; sys.modules['typer'] = None; from nftk.cli import main; main()"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.strip() == "nftk: the command line needs typer; run `pip install 'nftk[app]'`"
+
+
+def test_idx_folder_trains(tmp_path):
+    write_idx(tmp_path / "idx")
+    done = command("train", "--data", tmp_path / "idx", "--out", tmp_path / "r", *QUICK, "--json")
+    assert done.returncode == 0, done.stderr
+    assert Path(json.loads((tmp_path / "r" / "config.json").read_text())["data"]) == tmp_path / "idx"
+
+
+@pytest.mark.slow
+def test_mnist_trains(data_dir, tmp_path):
+    """The paper's network for one epoch, on the whole of MNIST."""
+    done = command(
+        "train",
+        "--data",
+        "mnist",
+        "--data-dir",
+        data_dir,
+        "--depth",
+        4,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "r",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["test_accuracy"] > 0.9
