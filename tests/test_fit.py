@@ -494,6 +494,7 @@ NAN = float("nan")
         (toy(), {"proximal": -1}, ValueError, "proximal must be finite and at least 0, got -1"),
         (toy(), {"phase_epochs": 0}, ValueError, "phase_epochs must be at least 1, got 0"),
         (toy(), {"constraint": "box"}, ValueError, "constraint must be one of"),
+        (toy(), {"device": "abacus"}, ValueError, "device must be one that torch can use here, got 'abacus'"),
         (toy(), {"resume": True}, ValueError, "checkpoint must name a file for resume=True"),
     ],
 )

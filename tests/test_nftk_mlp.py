@@ -439,7 +439,7 @@ class TestFile:
         from safetensors.torch import save_file
 
         save_file({"a": torch.ones(1)}, path)
-        with pytest.raises(ValueError, match="must be a network that nftk saved, got no settings"):
+        with pytest.raises(ValueError, match="must be a network that nftk saved, got a header without"):
             nftk.NFTKMLP.load(path)
         path.write_bytes(whole.replace(b'\\"out_features\\": 4', b'\\"out_features\\": 5'))
         with pytest.raises(ValueError, match="must be a network that nftk saved, got .*size mismatch"):

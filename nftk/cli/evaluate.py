@@ -1,6 +1,5 @@
 """nftk evaluate: a trained network on test data."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ def evaluate(run: Path, data: str | None, data_dir: str | None) -> dict[str, Any
     settings = Settings.read(run)
     path = run / "model.safetensors"
     model = nftk.NFTKMLP.load(path)
-    metadata, _ = read(path)
+    header = read(path)[0]["metadata"]
     try:
-        header = json.loads(metadata["nftk_data"])
         standardizer, names = Standardizer.from_dict(header["standardizer"]), header["class_names"]
     except (KeyError, ValueError, TypeError) as error:
         raise SettingsError(f"nftk: {path} must be written by nftk train, got {error} in its header") from None

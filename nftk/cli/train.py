@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +15,11 @@ from nftk._files import replacing, write_text
 from nftk._optional import require
 from nftk.cli.progress import Progress
 from nftk.cli.settings import Settings, SettingsError
-from nftk.data import DataSplit, Standardizer, load_data
+from nftk.data import Standardizer, load_data
+from nftk.ops import activations
 from nftk.training import EpochRecord, History
+from nftk.training.losses import LOSSES
+from nftk.training.schedules import SCHEDULES
 
 CHECKPOINT = "checkpoint.pt"
 BASELINE_CHECKPOINT = "baseline_checkpoint.pt"
@@ -30,7 +33,8 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
     """Train what settings say, leave the files of a run in out, and return what summary.json holds."""
     require("matplotlib", purpose="drawing omega.png", extra="app")
     data = load_data(settings.data, settings.data_dir, progress=progress.visible)
-    standardizer = Standardizer.fit(data.x_train, standardize_mode(settings, data))
+    mode = _one_of("standardize", settings.standardize, ("auto", "global", "feature", "none"))
+    standardizer = Standardizer.fit(data.x_train, data.standardize if mode == "auto" else mode)
     pairs = [(standardizer.transform(x), y) for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))]
     torch.manual_seed(settings.seed)
     model = nftk.NFTKMLP(
@@ -39,9 +43,11 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
         data.classes,
         activation=settings.activation,
         output_bias=settings.output_bias,
-        parameterization=_parameterization(settings.parameterization),
+        parameterization=_one_of("parameterization", settings.parameterization, ("standard", "ntk")),
         constraint=constraints.from_config(settings.constraint),
     )
+    # every check of fit before the first file is written
+    nftk.fit(model, *pairs, **_keywords(settings) | {"epochs": min(settings.epochs, 0)})
     _prepare(out, settings, resume=resume, overwrite=overwrite)
     try:
         history = _fit(settings, model, pairs, out, "nftk", progress)
@@ -63,7 +69,7 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
             f"nftk: interrupted; the last whole epoch is saved, continue with: nftk train --resume {out}"
         ) from None
     header = {"standardizer": standardizer.to_dict(), "class_names": list(data.class_names)}
-    model.save(out / "model.safetensors", {"nftk_data": json.dumps(header)})
+    model.save(out / "model.safetensors", header)
     figure = nftk.plot_omega(model, class_names=data.class_names)
     with replacing(out / "omega.png") as temporary:
         figure.savefig(temporary, format="png", dpi=150)
@@ -71,18 +77,6 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
     for name in (CHECKPOINT, BASELINE_CHECKPOINT):
         (out / name).unlink(missing_ok=True)
     return summary
-
-
-def standardize_mode(settings: Settings, data: DataSplit) -> Literal["global", "feature", "none"]:
-    """How inputs are standardised: as the settings say, or as suits the data."""
-    mode = data.standardize if settings.standardize == "auto" else settings.standardize
-    if mode == "global":
-        return "global"
-    if mode == "feature":
-        return "feature"
-    if mode == "none":
-        return "none"
-    raise SettingsError(f"nftk: --standardize must be auto, global, feature or none, got {mode!r}")
 
 
 def plain_mlp(in_features: int, widths: tuple[int, ...], out_features: int, like: nftk.NFTKMLP) -> nn.Sequential:
@@ -105,21 +99,13 @@ class _Named(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.activation = nftk.ops.activations.BY_NAME[name]
+        self.activation = activations.BY_NAME[name]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.activation.function(x)
 
     def extra_repr(self) -> str:
         return str(self.activation.name)
-
-
-def _parameterization(name: str) -> Literal["standard", "ntk"]:
-    if name == "ntk":
-        return "ntk"
-    if name == "standard":
-        return "standard"
-    raise SettingsError(f"nftk: --parameterization must be standard or ntk, got {name!r}")
 
 
 def _prepare(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> None:
@@ -157,16 +143,7 @@ def _fit(settings: Settings, model: nn.Module, pairs: list[Any], out: Path, name
         history = nftk.fit(
             model,
             *pairs,
-            loss=_loss(settings.loss),
-            schedule=_schedule(settings.schedule),
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            lr=settings.lr,
-            lr_omega=settings.lr_omega,
-            weight_decay=settings.weight_decay,
-            proximal=settings.proximal,
-            seed=settings.seed,
-            device=settings.device,
+            **_keywords(settings),
             checkpoint=out / f"{prefix}{CHECKPOINT}",
             resume=True,
             on_epoch=on_epoch,
@@ -177,25 +154,26 @@ def _fit(settings: Settings, model: nn.Module, pairs: list[Any], out: Path, name
     return history
 
 
+def _keywords(settings: Settings) -> dict[str, Any]:
+    """What fit takes from the settings."""
+    same = ("epochs", "batch_size", "lr", "lr_omega", "weight_decay", "proximal", "seed", "device")
+    keywords: dict[str, Any] = {name: getattr(settings, name) for name in same}
+    return keywords | {
+        "loss": _one_of("loss", settings.loss, LOSSES),
+        "schedule": _one_of("schedule", settings.schedule, SCHEDULES),
+    }
+
+
+def _one_of(option: str, value: str, choices: Collection[str]) -> Any:
+    if value not in choices:
+        names = " or ".join((", ".join(list(choices)[:-1]), list(choices)[-1]))
+        raise SettingsError(f"nftk: --{option} must be {names}, got {value!r}")
+    return value
+
+
 def _lines(file: Path) -> Iterator[str]:
     if file.exists():
         yield from file.read_text(encoding="utf-8").splitlines()
-
-
-def _loss(name: str) -> Literal["cross_entropy", "mse"]:
-    if name == "mse":
-        return "mse"
-    if name in ("cross_entropy", "cross-entropy"):
-        return "cross_entropy"
-    raise SettingsError(f"nftk: --loss must be cross_entropy or mse, got {name!r}")
-
-
-def _schedule(name: str) -> Literal["joint", "alternating"]:
-    if name == "alternating":
-        return "alternating"
-    if name == "joint":
-        return "joint"
-    raise SettingsError(f"nftk: --schedule must be joint or alternating, got {name!r}")
 
 
 def _result(model: nn.Module, history: History) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class HiddenLinear(nn.Linear):
 
 
 def plain_parameters(layers: nn.ModuleList) -> tuple[list[Tensor], list[Tensor | None]] | None:
-    """Weights and biases of layers that are no more than their formula: no hook, no other module or forward; or None."""
+    """Weights and biases of layers that are only their formula (no hook, no other module or forward), else None."""
     if _has_any_global_hook():
         return None
     weights: list[Tensor] = []

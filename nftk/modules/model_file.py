@@ -16,7 +16,7 @@ _KEY = "nftk"
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def save(model: Any, path: str | Path, metadata: dict[str, str] | None) -> None:
+def save(model: Any, path: str | Path, metadata: dict[str, Any] | None) -> None:
     """Do the work of ``NFTKMLP.save``."""
     config = model.config()
     names = config["activation"] if isinstance(config["activation"], list) else [config["activation"]]
@@ -29,14 +29,16 @@ def save(model: Any, path: str | Path, metadata: dict[str, str] | None) -> None:
         )
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(tensors, str(temporary), metadata={_KEY: json.dumps(config), **(metadata or {})})
+        # one key: safetensors writes several in an order of its own, and the same network should be the same bytes
+        header = json.dumps({"config": config, "metadata": metadata or {}})
+        save_file(tensors, str(temporary), metadata={_KEY: header})
 
 
 def load(cls: type[Network], path: str | Path, device: torch.device | str) -> Network:
     """Do the work of ``NFTKMLP.load``."""
-    metadata, tensors = read(path, device)
+    header, tensors = read(path, device)
     try:
-        config = json.loads(metadata[_KEY])
+        config = header["config"]
         constraint = constraints.from_config(config.pop("constraint"))
         dtype = tensors["omega"].dtype
         model = cls(**config, constraint=constraint, device="meta", dtype=dtype)
@@ -47,17 +49,21 @@ def load(cls: type[Network], path: str | Path, device: torch.device | str) -> Ne
     return model.requires_grad_(True).eval()
 
 
-def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Return the header's strings and the tensors of a file that :func:`save` wrote."""
+def read(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the header (keys config, metadata) and the tensors of a file that :func:`save` wrote."""
     if not Path(path).is_file():
         raise ValueError(f"nftk.NFTKMLP.load: {path} must be a file, got none there")
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
+            header = (file.metadata() or {}).get(_KEY)
             # cloned into memory of torch's own: where a tensor begins decides how a matrix product rounds
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"nftk.NFTKMLP.load: {path} must be a whole safetensors file, got {error}") from error
-    if _KEY not in metadata:
-        raise ValueError(f"nftk.NFTKMLP.load: {path} must be a network that nftk saved, got no settings in its header")
-    return metadata, tensors
+    try:
+        found = json.loads(header or "")
+        return {"config": found["config"], "metadata": found["metadata"]}, tensors
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"nftk.NFTKMLP.load: {path} must be a network that nftk saved, got a header without its settings"
+        ) from error

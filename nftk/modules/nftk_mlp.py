@@ -277,12 +277,12 @@ class NFTKMLP(nn.Module):
 
         return convert(cls, mlp, **keywords)
 
-    def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the network, its weights and its settings, to one safetensors file.
 
         Args:
             path: The file; written beside it and moved into place, so it is whole or not there.
-            metadata: More strings for the file's header.
+            metadata: What else the file's header should hold, ready for JSON.
 
         Raises:
             ValueError: If the activation or the constraint is a user's own object, which no file can describe; keep

@@ -139,7 +139,7 @@ def fit(
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"nftk.fit: model must have parameters, got {type(model).__name__} without any")
-    place = torch.device(device) if device is not None else parameters[0].device
+    place = parameters[0].device if device is None else _usable(device)
     omega = getattr(model, "omega", None)
     if not isinstance(omega, nn.Parameter):
         omega = None
@@ -208,6 +208,17 @@ def fit(
     finally:
         model.train(was_training)
     return run.history
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    # torch raises AssertionError where it is built without the device's backend
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"nftk.{_OP}: device must be one that torch can use here, got {device!r}: {reason}") from None
+    return place
 
 
 def _optimizer(
