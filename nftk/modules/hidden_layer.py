@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from nftk.ops.network import affine
 
@@ -56,9 +56,15 @@ class HiddenLinear(nn.Linear):
         return super().extra_repr() + "".join(shown)
 
 
+# the dictionaries behind torch.nn.modules.module.register_module_..._hook; torch has no public question for them
+_GLOBAL_HOOKS = tuple(
+    getattr(torch_module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")
+)
+
+
 def plain_parameters(layers: nn.ModuleList) -> tuple[list[Tensor], list[Tensor | None]] | None:
     """Weights and biases of layers that are only their formula (no hook, no other module or forward), else None."""
-    if _has_any_global_hook():
+    if any(_GLOBAL_HOOKS):
         return None
     weights: list[Tensor] = []
     biases: list[Tensor | None] = []

@@ -1,0 +1,110 @@
+"""The package as others get it: what import costs, what a wheel holds, which way imports run."""
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import nftk
+
+ROOT = Path(__file__).parent.parent
+# imports run one way (DESIGN.md, section 5): a folder may import from those before it
+ORDER = [
+    "reference", "ops", "constraints", "modules", "training", "interpret", "data", "cli",
+]  # fmt: skip
+
+
+def fresh(code):
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_takes_no_more_than_torch_plus_a_tenth_of_a_second():
+    code = "import torch, time; t = time.perf_counter(); import nftk; print(time.perf_counter() - t)"
+    assert min(float(fresh(code)) for _ in range(3)) < 0.1
+
+
+def test_import_leaves_heavy_packages_alone():
+    code = (
+        "import sys, torch; before = set(sys.modules); import nftk; "
+        "print({m.split('.')[0] for m in set(sys.modules) - before})"
+    )
+    loaded = ast.literal_eval(fresh(code))
+    assert not loaded & {"matplotlib", "sklearn", "scipy", "triton", "typer", "rich", "pandas"}
+
+
+def test_public_names():
+    for name in nftk.__all__:
+        assert getattr(nftk, name).__doc__, name
+    assert importlib.metadata.version("nftk") == nftk.__version__
+    contract = {"NFTKMLP", "fit", "constraints", "plot_omega", "ops", "reference"}
+    assert contract <= set(nftk.__all__)
+
+
+def test_kernels_are_installed_as_nftk_kernels():
+    assert fresh("import nftk.kernels; print(nftk.kernels.__name__)") == "nftk.kernels"
+
+
+def imported(path):
+    """Folders of nftk that a file imports at its top or inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "nftk" and len(parts) > 1 and parts[1] in ORDER:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_imports_run_one_way(folder):
+    allowed = ORDER[: ORDER.index(folder) + 1]
+    for path in (ROOT / "nftk" / folder).rglob("*.py"):
+        assert set(imported(path)) <= set(allowed), path
+
+
+def test_every_folder_has_its_place():
+    assert {p.parent.name for p in (ROOT / "nftk").glob("*/__init__.py")} == set(ORDER)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", out, ROOT],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return next(out.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"nftk", f"nftk-{nftk.__version__}.dist-info"}
+    assert {"nftk/py.typed", "nftk/kernels/__init__.py", "nftk/cli/app.py"} <= set(names)
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "nftk").rglob("*.py")}
+    assert sources <= set(names)
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import nftk, nftk.kernels, torch; "
+        "assert nftk.NFTKMLP(4, [3], 2)(torch.ones(1, 4)).shape == (1, 2); print(nftk.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path))
