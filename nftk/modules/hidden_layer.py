@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from nftk.ops.network import affine
+from nftk.ops.network_formula import affine
 
 
 class HiddenLinear(nn.Linear):

@@ -13,7 +13,8 @@ from nftk._dispatch import BACKENDS, resolve
 from nftk.constraints import base as constraints
 from nftk.modules.hidden_layer import HiddenLinear, plain_parameters
 from nftk.ops import activations
-from nftk.ops.network import Plan, run, weighted_sum
+from nftk.ops.network import run
+from nftk.ops.network_formula import Plan, weighted_sum
 
 _OP = "NFTKMLP"
 Phi = str | Callable[[Tensor], Tensor]
