@@ -230,6 +230,16 @@ class TestInterrupt:
         resumed(out)
         self.same_end(whole, out)
 
+    def test_resume_of_a_finished_run_changes_nothing(self, run):
+        before = {p.name: p.read_bytes() for p in run[0].iterdir()}
+        done = command("train", "--resume", run[0], "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == json.loads((run[0] / "summary.json").read_text())
+        done = command("train", "--resume", run[0], "--epochs", 9)
+        assert done.returncode == 2
+        assert "--epochs must be 4, got 9" in done.stderr
+        assert before == {p.name: p.read_bytes() for p in run[0].iterdir()}
+
     def test_resume_takes_no_other_settings(self, run):
         done = command("train", "--resume", run[0], "--lr", 0.1)
         assert done.returncode == 2

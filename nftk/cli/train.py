@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ from nftk.training.schedules import SCHEDULES
 
 CHECKPOINT = "checkpoint.pt"
 BASELINE_CHECKPOINT = "baseline_checkpoint.pt"
+# what a run may leave, all of which --overwrite removes first
+FILES = (
+    CHECKPOINT,
+    BASELINE_CHECKPOINT,
+    "config.json",
+    "history.jsonl",
+    "baseline_history.jsonl",
+    "model.safetensors",
+    "omega.png",
+    "summary.json",
+)
 
 
 class InterruptedRun(Exception):
@@ -48,45 +60,54 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
     )
     # every check of fit before the first file is written
     nftk.fit(model, *pairs, **_keywords(settings) | {"epochs": min(settings.epochs, 0)})
-    _prepare(out, settings, resume=resume, overwrite=overwrite)
+    if resume and (finished := _finished(out, settings)) is not None:
+        return finished
+    if not resume:
+        _prepare(out, settings, overwrite=overwrite)
     try:
-        history = _fit(settings, model, pairs, out, "nftk", progress)
-        summary = {
-            "data": data.name,
-            **_result(model, history),
-            "zeros": history[-1].zeros if history else int((model.omega == 0).sum()),
-            "zeros_share": history[-1].zeros_share if history else None,
-            "zeros_from_start": history[-1].zeros_from_start if history else None,
-            "versions": {"nftk": nftk.__version__, "torch": str(torch.__version__)},
-            "threads": torch.get_num_threads(),
-        }
-        if settings.baseline:
-            torch.manual_seed(settings.seed)
-            plain = plain_mlp(data.in_features, settings.hidden_features, data.classes, model)
-            summary["baseline"] = _result(plain, _fit(settings, plain, pairs, out, "baseline", progress))
+        summary = {"data": data.name, **_train_both(settings, model, pairs, out, progress)}
+        header = {"standardizer": standardizer.to_dict(), "class_names": list(data.class_names)}
+        model.save(out / "model.safetensors", header)
+        figure = nftk.plot_omega(model, class_names=data.class_names)
+        with replacing(out / "omega.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+        write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     except KeyboardInterrupt:
-        raise InterruptedRun(
-            f"nftk: interrupted; the last whole epoch is saved, continue with: nftk train --resume {out}"
-        ) from None
-    header = {"standardizer": standardizer.to_dict(), "class_names": list(data.class_names)}
-    model.save(out / "model.safetensors", header)
-    figure = nftk.plot_omega(model, class_names=data.class_names)
-    with replacing(out / "omega.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    for name in (CHECKPOINT, BASELINE_CHECKPOINT):
-        (out / name).unlink(missing_ok=True)
+        command = f"nftk train --resume {shlex.quote(str(out))}"
+        raise InterruptedRun(f"nftk: interrupted; the last whole epoch is saved, continue with: {command}") from None
+    _remove_checkpoints(out)
     return summary
 
 
-def plain_mlp(in_features: int, widths: tuple[int, ...], out_features: int, like: nftk.NFTKMLP) -> nn.Sequential:
-    """The multilayer perceptron beside an NFT-K network: same layers, activation and initialisation, one readout."""
-    phi = like.config()["activation"]
+def _train_both(
+    settings: Settings, model: nftk.NFTKMLP, pairs: list[Any], out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Train the network, and the plain one beside it if that is asked for; return what summary.json says of them."""
+    history = _fit(settings, model, pairs, out, "nftk", progress)
+    zero = model.omega == 0
+    summary = {
+        **_result(model, history),
+        "zeros": int(zero.sum()),
+        "zeros_share": zero.double().mean().item(),
+        "zeros_from_start": history[-1].zeros_from_start if history else None,
+        "versions": {"nftk": nftk.__version__, "torch": str(torch.__version__)},
+        "threads": torch.get_num_threads(),
+    }
+    if settings.baseline:
+        torch.manual_seed(settings.seed)
+        plain = plain_mlp(model)
+        summary["baseline"] = _result(plain, _fit(settings, plain, pairs, out, "baseline", progress))
+    return summary
+
+
+def plain_mlp(like: nftk.NFTKMLP) -> nn.Sequential:
+    """The multilayer perceptron beside an NFT-K network: same layers and activation, one readout, Xavier normal."""
     modules: list[nn.Module] = []
-    for width in widths:
-        modules += [nn.Linear(in_features, width), _Named(phi)]
-        in_features = width
-    modules.append(nn.Linear(in_features, out_features))
+    fan_in = like.in_features
+    for width in like.hidden_features:
+        modules += [nn.Linear(fan_in, width), _Named(like.config()["activation"])]
+        fan_in = width
+    modules.append(nn.Linear(fan_in, like.out_features))
     for module in modules:
         if isinstance(module, nn.Linear):
             nn.init.xavier_normal_(module.weight)
@@ -108,23 +129,40 @@ class _Named(nn.Module):
         return str(self.activation.name)
 
 
-def _prepare(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> None:
+def _prepare(out: Path, settings: Settings, *, overwrite: bool) -> None:
     """Make the folder, and see that nothing in it is lost by accident."""
-    if resume:
-        return
     if out.exists() and not out.is_dir():
         raise SettingsError(f"nftk: --out must be a folder, got the file {out}")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        unfinished = (out / CHECKPOINT).exists() and not (out / "summary.json").exists()
-        advice = f"continue it with --resume {out}, or" if unfinished else "name another folder, or"
+        unfinished = (out / CHECKPOINT).exists()
         kind = "an interrupted run" if unfinished else "files"
+        advice = f"continue it with --resume {out}, or" if unfinished else "name another folder, or"
         raise SettingsError(
             f"nftk: --out must be a new or empty folder, got {out} with {kind} in it; {advice} pass --overwrite"
         )
     out.mkdir(parents=True, exist_ok=True)
-    for name in (CHECKPOINT, BASELINE_CHECKPOINT, "summary.json", "history.jsonl", "baseline_history.jsonl"):
+    for name in FILES:
         (out / name).unlink(missing_ok=True)
     write_text(out / "config.json", settings.to_json())
+
+
+def _finished(out: Path, settings: Settings) -> dict[str, Any] | None:
+    """The summary of a run that has ended, which a resume finds as it is; None where there is work left."""
+    if (out / CHECKPOINT).exists() or not (out / "summary.json").exists():
+        return None
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    if summary.get("epochs") != settings.epochs:
+        raise SettingsError(
+            f"nftk: --epochs must be {summary.get('epochs')}, got {settings.epochs}: the run in {out} has ended, and "
+            "its checkpoint is gone"
+        )
+    _remove_checkpoints(out)
+    return summary
+
+
+def _remove_checkpoints(out: Path) -> None:
+    for name in (CHECKPOINT, BASELINE_CHECKPOINT):
+        (out / name).unlink(missing_ok=True)
 
 
 def _fit(settings: Settings, model: nn.Module, pairs: list[Any], out: Path, name: str, progress: Progress) -> History:
