@@ -312,7 +312,7 @@ def write_idx(folder, **changes):
 
 
 class TestBadInput:
-    """One sentence on standard error, exit 2, no traceback, nothing half-written (DESIGN.md, section 4)."""
+    """One sentence on standard error, exit 2, no traceback, nothing half-written."""
 
     def fails(self, tmp_path, *arguments):
         out = tmp_path / "out"

@@ -57,7 +57,7 @@ def test_same_function_and_gradients(name):
 
 
 def test_zero_entries_have_gradients():
-    """Training opens the other layers (DESIGN.md, section 3)."""
+    """Training opens the other layers."""
     model = nftk.NFTKMLP.from_mlp(STACKS["relu"]())
     model(torch.randn(7, 6)).sin().sum().backward()
     assert (model.omega.grad != 0).all()

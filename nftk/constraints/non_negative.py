@@ -15,7 +15,7 @@ class NonNegative(Constraint):
     .. math:: S = \{\Omega : \omega_{l,i} \ge 0\}
 
     Equation 12 of the paper writes ``> 0``; that set is open, so its projection does not exist and no zero would
-    be feasible. It has to be read as ``>=`` (DESIGN.md, erratum 8).
+    be feasible. It has to be read as ``>=`` (docs/errata.md, 8).
 
     References:
         Alemohammad et al., NFT-K: Non-Fungible Tangent Kernels, ICASSP 2022, arXiv 2110.04945, equations 12, 16.

@@ -47,7 +47,7 @@ def plot_omega(
 
     With ``norm="l2"`` the second holds the cosines between classes; the first, as in the paper, holds inner products of
     layers, not cosines. Omega alone is not identifiable: scaling a readout and unscaling omega is the same function,
-    so compare its pictures with :func:`nftk.importance`. Colour scales start at 0 and run to the largest entry, dark
+    so its picture is a start and no proof. Colour scales start at 0 and run to the largest entry, dark
     to bright (viridis). Where a custom constraint left negative entries, a panel that has any runs from blue through
     black to orange, symmetric about 0. Entries that are exactly zero are white with a dot or a "0", in every panel.
 

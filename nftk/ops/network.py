@@ -36,7 +36,7 @@ def network(
         g_l = a_l W_l h_{l-1} + c_l b_l, \quad h_l = \phi_l(g_l), \quad h_0 = x, \quad
         f = c + \sum_l \omega_l \odot r_l V_l h_l
 
-    All scales are 1 in the paper; the "ntk" parameterisation sets them (DESIGN.md, section 3).
+    All scales are 1 in the paper; the "ntk" parameterisation sets them (see NFTKMLP).
 
     Two paths compute the same function. **The rule**: a call takes one autograd node for the whole network when it
     is an ordinary eager call on a CPU: every tensor a plain float32 or float64 tensor of one dtype there, every

@@ -13,7 +13,7 @@ def hidden_states_reference(
 
     .. math:: g_1 = W_1 x + b_1, \quad g_l = W_l h_{l-1} + b_l, \quad h_l = \phi(g_l)
 
-    The paper gives W_1 the shape (m, n); it is (n, m) (DESIGN.md, erratum 4).
+    The paper gives W_1 the shape (m, n); it is (n, m) (docs/errata.md, 4).
 
     Args:
         x: Inputs, shape ``(B, m)``.

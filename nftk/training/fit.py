@@ -78,7 +78,9 @@ def fit(
         lr: Learning rate of theta.
         lr_omega: Learning rate of Omega.
         weight_decay: L2 penalty on theta and Omega, as in ``torch.optim.SGD``.
-        proximal: lambda of equation 13, added to the gradient of theta; theta_0 is theta when ``fit`` is called.
+        proximal: lambda of equation 13: lambda (theta - theta_0) is added to the gradient of theta, theta_0 being theta
+            when ``fit`` is called. (The penalty in equation 9 has the gradient 2 lambda (theta - theta_0); this
+            follows 13. docs/errata.md, 9.)
         constraint: Set onto which Omega is projected after each of its updates; None for the model's own, "none"
             for no constraint.
         seed: Of the shuffling and of every other chance in the epochs. The global generator is left as it was.
