@@ -243,3 +243,50 @@ class TestAttach:
         linear = torch.nn.Linear(2, 2)
         with pytest.raises(ValueError, match="model must hold a module with project_, got Linear without one"):
             constraints.attach(linear, torch.optim.SGD(linear.parameters()))
+
+    def test_in_lightning(self):
+        lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+
+        class Lit(lightning.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = nftk.NFTKMLP(4, [8, 8], 3, constraint="simplex")
+
+            def training_step(self, batch, _):
+                return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+            def configure_optimizers(self):
+                optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+                constraints.attach(self, optimizer)
+                return optimizer
+
+        x = torch.randn(64, 4)
+        data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+        model = Lit()
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False, **quiet)
+        trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=16))
+        assert not torch.equal(model.net.omega, torch.full((3, 2), 0.5))
+        torch.testing.assert_close(model.net.omega.sum(1), torch.ones(3))
+
+    def test_in_the_trainer_of_transformers(self, tmp_path):
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+        class WithLoss(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nftk.NFTKMLP(4, [8, 8], 3, constraint="simplex")
+
+            def forward(self, x, labels):
+                f = self.net(x)
+                return {"loss": torch.nn.functional.cross_entropy(f, labels), "logits": f}
+
+        model = WithLoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        constraints.attach(model, optimizer)
+        settings = {"max_steps": 8, "report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+        data = [{"x": x, "labels": int(x[0] > 0)} for x in torch.randn(64, 4)]
+        arguments = transformers.TrainingArguments(str(tmp_path), **settings)
+        transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None)).train()
+        assert not torch.equal(model.net.omega, torch.full((3, 2), 0.5))
+        torch.testing.assert_close(model.net.omega.sum(1), torch.ones(3))
