@@ -56,7 +56,8 @@ def check_number(op: str, name: str, value: Any, minimum: float = 0.0, *, above:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"nftk.{op}: {name} must be a number, got {value!r}")
     if not math.isfinite(value) or value < minimum or (above and value == minimum):
-        rule = f"finite and {'above' if above else 'at least'} {minimum:g}"
+        bound = "" if minimum == -math.inf else f" and {'above' if above else 'at least'} {minimum:g}"
+        rule = "finite" + bound
         raise ValueError(f"nftk.{op}: {name} must be {rule}, got {value}")
     return float(value)
 

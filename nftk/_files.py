@@ -11,6 +11,8 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary file beside path; moved onto path when the block ends, removed if it raises."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"nftk: {path} must be in a folder that exists, got no {path.parent}")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

@@ -12,8 +12,10 @@ def _uninitialised_memory_is_nan():
     """Make torch.empty return NaN, so code that leaves an element unwritten fails its test."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    threads = torch.get_num_threads()
     yield
     torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)  # nftk train may have changed it
 
 
 @pytest.fixture(scope="session")

@@ -217,6 +217,7 @@ class TestInterrupt:
         resumed(out)
         self.same_end(whole, out)
         assert not list(out.glob("*.pt"))
+        assert json.loads((out / "config.json").read_text()) == json.loads((whole / "config.json").read_text())
 
     def test_kill_9_and_resume_ends_the_same(self, npz, tmp_path, whole):
         out = tmp_path / "run"
@@ -245,6 +246,15 @@ class TestInterrupt:
         assert done.returncode == 2
         assert "--lr must not go with --resume" in done.stderr
 
+    def test_resume_with_more_epochs_is_kept_in_the_settings(self, npz, tmp_path):
+        out = tmp_path / "run"
+        with start("train", "--data", npz, "--out", out, *LONG) as process:
+            self.wait_for(process, "nftk epoch 3 ")
+            process.kill()
+        done = command("train", "--resume", out, "--epochs", 61, "--json")
+        assert json.loads(done.stdout)["epochs"] == 61
+        assert json.loads((out / "config.json").read_text())["epochs"] == 61
+
     def test_resume_of_nothing(self, tmp_path):
         done = command("train", "--resume", tmp_path)
         assert done.returncode == 2
@@ -269,6 +279,24 @@ class TestEvaluate:
         assert done.returncode == 2
         assert re.search(r"data must have 6 features and 3 classes, .*got 64 and 10", done.stderr)
 
+    def test_class_names_that_look_like_markup(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(20, 3))
+        y = np.arange(20) % 2
+        names = np.array(["cat [bold]", "[/dog]"])
+        np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y, class_names=names)
+        done = command("train", "--data", tmp_path / "a.npz", "--out", tmp_path / "r [b]", *QUICK)
+        assert done.returncode == 0, done.stderr
+        assert "r [b]" in done.stdout
+        told = command("evaluate", tmp_path / "r [b]").stdout
+        assert "cat [bold]" in told
+        assert "[/dog]" in told
+
+    def test_unfinished_run(self, run, tmp_path):
+        (tmp_path / "config.json").write_bytes((run[0] / "config.json").read_bytes())
+        done = command("evaluate", tmp_path)
+        assert done.returncode == 2
+        assert f"must hold a finished run, got no model.safetensors; nftk train --resume {tmp_path}" in done.stderr
+
     def test_damaged_model(self, run, tmp_path):
         for name in ("config.json", "model.safetensors"):
             (tmp_path / name).write_bytes((run[0] / name).read_bytes())
@@ -289,7 +317,9 @@ class TestInfo:
             assert state["usable"] or len(state["why"]) > 20
 
     def test_table(self):
-        assert "backends triton why" in command("info").stdout
+        told = command("info").stdout
+        assert re.search(r"backends torch .* yes", told)
+        assert re.search(r"backends triton .* no: ", told)
 
     def test_version(self):
         assert command("--version").stdout.strip() == nftk.__version__
@@ -343,6 +373,7 @@ class TestBadInput:
             (("--standardize", "row"), "--standardize must be auto, global, feature or none, got 'row'"),
             (("--device", "abacus"), "device must be one that torch can use here"),
             (("--device", "cuda:99"), "device must be one that torch can use here"),
+            (("--threads", 0), "threads must be at least 1, got 0"),
             (("--seed", -1), "seed must be at least 0, got -1"),
             (("--data", "mnist", "--data-dir", "nowhere"), "nowhere"),
         ],
@@ -376,6 +407,7 @@ class TestBadInput:
         done = command("train", "--data", npz, "--out", tmp_path / "r", "--lr", 1e30, "--json")
         assert done.returncode == 1
         assert done.stdout == ""
+        assert not list((tmp_path / "r").glob("*.pt"))
         assert re.fullmatch(r"nftk.fit: loss must stay finite, got \S+ at epoch \d+, step \d+ of 4; .*\n", done.stderr)
 
     def test_out_is_a_file(self, tmp_path):

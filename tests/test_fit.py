@@ -190,8 +190,36 @@ class TestData:
             def __iter__(self):
                 return iter(zip(x, y, strict=True))
 
-        loader = DataLoader(Stream(), batch_size=20)
-        assert len(nftk.fit(make(), loader, epochs=2)) == 2
+        for data in (Stream(), DataLoader(Stream(), batch_size=20)):
+            assert len(nftk.fit(make(), data, epochs=2)) == 2
+
+    def test_a_tensor_dataset_is_the_pair(self):
+        x, y = toy()
+        a, b = make(), make()
+        nftk.fit(a, (x, y), epochs=2)
+        nftk.fit(b, TensorDataset(x, y), epochs=2)
+        assert_same_parameters(a, b)
+
+    @pytest.mark.parametrize(
+        ("x", "y", "kind", "message"),
+        [
+            (torch.ones(9, 4), torch.full((9,), 3), ValueError, r"train labels must be in 0\.\.2, got 3"),
+            (torch.ones(9, 4).double(), torch.zeros(9).long(), TypeError, "train x must have the model's dtype"),
+            (torch.full((9, 4), float("nan")), torch.zeros(9).long(), ValueError, "train x must be finite"),
+        ],
+    )
+    def test_batches_of_a_loader_are_checked_too(self, x, y, kind, message):
+        with pytest.raises(kind, match=message):
+            nftk.fit(make(), DataLoader(TensorDataset(x, y), batch_size=4))
+
+    def test_batches_of_another_form(self):
+        loader = DataLoader([{"x": torch.ones(4), "y": 0}] * 3)
+        with pytest.raises(TypeError, match="every batch must be a pair of tensors .* got dict"):
+            nftk.fit(make(), loader)
+        with pytest.raises(TypeError, match="train must be a pair of tensors .* got tuple of ndarray, ndarray"):
+            nftk.fit(make(), tuple(t.numpy() for t in toy()))
+        with pytest.raises(TypeError, match="data must be a pair of tensors .* got list of tuple"):
+            nftk.evaluate(make(), [toy()])
 
     def test_plain_module(self):
         x, y = toy()
@@ -204,8 +232,10 @@ class TestData:
     def test_evaluation_is_in_eval_mode_and_leaves_the_mode(self):
         x, y = toy()
         model = make(dropout=0.5)
-        a = nftk.evaluate(model, [(x, y)])
-        assert a == nftk.evaluate(model, [(x[:31], y[:31]), (x[31:], y[31:])])
+        a = nftk.evaluate(model, (x, y))
+        assert a == nftk.evaluate(model, TensorDataset(x, y))
+        b = nftk.evaluate(model, DataLoader(TensorDataset(x, y), batch_size=31))
+        assert (b.accuracy, b.loss) == (a.accuracy, pytest.approx(a.loss, rel=1e-6))
         assert model.training
         model.eval()
         nftk.fit(model, (x, y), epochs=1)
@@ -509,6 +539,7 @@ def test_history():
     assert [record.epoch for record in history] == [1, 2, 3]
     assert history.best().test_accuracy == max(history.column("test_accuracy"))
     assert "3 epochs" in repr(history)
+    assert history[1:].column("epoch") == [2, 3]
     with pytest.raises(ValueError, match="name must be one of epoch, phase, .* got 'accuracy'"):
         history.column("accuracy")
     assert nftk.fit(make(), (x, y), epochs=0) == []

@@ -451,8 +451,8 @@ class TestFile:
     [
         ((0, [3], 2), {}, ValueError, "in_features must be at least 1, got 0"),
         ((4, [3, 0], 2), {}, ValueError, "every width in hidden_features must be at least 1, got 0"),
-        ((4, [], 2), {}, ValueError, r"hidden_features must list at least one width, got \[\]"),
-        ((4, 3, 2), {}, ValueError, "hidden_features must list at least one width, got 3"),
+        ((4, [], 2), {}, ValueError, r"hidden_features must list a width a layer, .*got \[\]"),
+        ((4, 3, 2), {}, ValueError, "hidden_features must list a width a layer, .*got 3"),
         ((4, [3], -1), {}, ValueError, "out_features must be at least 1, got -1"),
         ((4, [2.5], 2), {}, TypeError, "every width in hidden_features must be an integer, got 2.5"),
         ((4, [3], 2), {"activation": "swish"}, ValueError, "activation must be one of 'relu', .* got 'swish'"),
@@ -461,13 +461,25 @@ class TestFile:
         ((4, [3], 2), {"parameterization": "mup"}, ValueError, "parameterization must be one of 'standard', 'ntk'"),
         ((4, [3], 2), {"omega_init": torch.ones(3, 1)}, ValueError, r"omega_init .* shape \[2, 1\], got \[3, 1\]"),
         ((4, [3], 2), {"omega_init": float("nan")}, ValueError, "omega_init must be finite, got nan"),
+        ((4, [3], 2), {"weight_var": 1.0}, ValueError, "weight_var, .* must go with parameterization='ntk'"),
+        ((4, [3], 2), {"omega_init": "uniform"}, TypeError, "omega_init must be a number, got 'uniform'"),
         ((4, [3], 2), {"constraint": "box"}, ValueError, "constraint must be one of"),
         ((4, [3], 2), {"backend": "cuda"}, NotImplementedError, "backend must be one of .* got 'cuda'"),
         ((4, [3], 2), {"backend": "gpu"}, ValueError, "backend must be one of 'auto'"),
         ((4, [3], 2), {"dropout": 1.0}, ValueError, "dropout must be below 1, got 1"),
         ((4, [3], 2), {"dropout": -0.1}, ValueError, "dropout must be finite and at least 0, got -0.1"),
-        ((4, [3], 2), {"weight_var": 0.0}, ValueError, "weight_var must be finite and above 0, got 0"),
-        ((4, [3], 2), {"readout_var": [1.0, 2.0]}, ValueError, "readout_var must be a number or 1 numbers"),
+        (
+            (4, [3], 2),
+            {"weight_var": 0.0, "parameterization": "ntk"},
+            ValueError,
+            "weight_var must be finite and above 0, got 0",
+        ),
+        (
+            (4, [3], 2),
+            {"readout_var": [1.0, 2.0], "parameterization": "ntk"},
+            ValueError,
+            "readout_var must be a number or 1 numbers",
+        ),
     ],
 )
 def test_errors(arguments, keywords, kind, message):

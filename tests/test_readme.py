@@ -14,10 +14,10 @@ def test_tables_are_what_the_records_say():
     assert done.returncode == 0, done.stderr
 
 
-def test_python_blocks_run():
+def test_python_blocks_run(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert blocks
-    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import nftk
 from nftk.cli import evaluate as evaluating
@@ -55,10 +56,13 @@ def train(
     data_dir: DataDir = None,
     depth: Annotated[int | None, typer.Option(help="Hidden layers; default 5 for digits, else 10.")] = None,
     width: Annotated[
-        str | None, typer.Option(help="Width of all hidden layers, or one a layer: 256,128,64; default 128 or 256.")
+        str | None,
+        typer.Option(help="Width of all hidden layers, or one a layer: 256,128,64; default 128 for digits, else 256."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training data; default 40 or 10.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples a step; default 25 or 50.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training data; default 40 for digits, else 10.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step; default 25 for digits, else 50.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of theta; default 0.02.")] = None,
     lr_omega: Annotated[float | None, typer.Option(help="Learning rate of Omega; default 0.05.")] = None,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty on theta and Omega.")] = 2e-6,
@@ -80,6 +84,10 @@ def train(
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Of the initialisation and the shuffling.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads; default 1 for digits, which is too small for more, else torch's choice."),
+    ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Train the plain MLP beside it.")] = False,
     resume: Annotated[
         Path | None, typer.Option(help="Folder of an interrupted run to finish; goes with --epochs and --json only.")
@@ -100,7 +108,7 @@ def train(
         preset = PRESETS.get(data, PRESETS["other"])
         settings = Settings(
             data=data if data in ("digits", "mnist") else str(Path(data).resolve()),
-            data_dir=data_dir,
+            data_dir=None if data_dir is None else str(Path(data_dir).resolve()),
             hidden_features=hidden_features(
                 width or str(preset["width"]), preset["depth"] if depth is None and "," not in (width or "") else depth
             ),
@@ -119,14 +127,13 @@ def train(
             constraint=constraint_config(constraint, radius, max_layers),
             seed=seed,
             device=device,
+            threads=preset["threads"] if threads is None else threads,
             baseline=baseline,
         )
-        folder = out or Path("runs") / Path(data).stem
         return training.train(settings, folder, progress, resume=False, overwrite=overwrite)
 
-    summary = _guarded(work)
-    folder = resume or out or Path("runs") / Path(data).stem
-    _report(summary, as_json, f"Run in {folder}")
+    folder = resume or out or Path("runs") / Path(data).resolve().stem
+    _report(_guarded(work), as_json, f"Run in {folder}")
 
 
 @app.command()
@@ -182,16 +189,20 @@ def _report(result: dict[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         print(json.dumps(result, indent=2))
         return
-    table = Table(title=title, title_justify="left", show_header=False)
+    # Text, since names and values are the user's and may look like markup
+    table = Table(title=Text(title), title_justify="left", show_header=False)
     for name, value in _rows(result):
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))
     Console().print(table)
 
 
 def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows = []
     for name, value in result.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "usable" in value:
+            told = "no: " + value["why"] if "why" in value else " ".join(["yes", *map(str, list(value.values())[1:])])
+            rows.append((prefix + name, told))
+        elif isinstance(value, dict):
             rows += _rows(value, f"{prefix}{name} ")
         elif value is not None:
             rows.append((prefix + name, f"{value:.4f}" if isinstance(value, float) else str(value)))

@@ -15,6 +15,10 @@ def evaluate(run: Path, data: str | None, data_dir: str | None) -> dict[str, Any
     """Accuracy, loss and accuracy by class of the network in run, on the test part of its data or of other data."""
     settings = Settings.read(run)
     path = run / "model.safetensors"
+    if not path.exists():
+        raise SettingsError(
+            f"nftk: {run} must hold a finished run, got no model.safetensors; nftk train --resume {run}"
+        )
     model = nftk.NFTKMLP.load(path)
     header = read(path)[0]["metadata"]
     try:
@@ -28,7 +32,7 @@ def evaluate(run: Path, data: str | None, data_dir: str | None) -> dict[str, Any
             f"got {split.in_features} and {split.classes}"
         )
     x, y = standardizer.transform(split.x_test), split.y_test
-    loss, accuracy = nftk.evaluate(model, [(x, y)], settings.loss)
+    loss, accuracy = nftk.evaluate(model, (x, y), settings.loss)
     with torch.no_grad():
         right = model(x).argmax(-1) == y
     by_class = {name: right[y == i].double().mean().item() for i, name in enumerate(names) if (y == i).any()}

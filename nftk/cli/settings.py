@@ -9,8 +9,8 @@ from nftk import constraints
 
 # MNIST's are the paper's; digits is 45 times smaller, so it takes a smaller network, smaller batches and more epochs
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"depth": 5, "width": 128, "epochs": 40, "batch_size": 25, "lr": 0.02, "lr_omega": 0.05},
-    "other": {"depth": 10, "width": 256, "epochs": 10, "batch_size": 50, "lr": 0.02, "lr_omega": 0.05},
+    "digits": {"depth": 5, "width": 128, "epochs": 40, "batch_size": 25, "lr": 0.02, "lr_omega": 0.05, "threads": 1},
+    "other": {"depth": 10, "width": 256, "epochs": 10, "batch_size": 50, "lr": 0.02, "lr_omega": 0.05, "threads": None},
 }
 
 
@@ -40,6 +40,7 @@ class Settings:
     constraint: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"name": "nonnegative"})
     seed: int = 0
     device: str = "cpu"
+    threads: int | None = None
     baseline: bool = False
 
     def to_json(self) -> str:

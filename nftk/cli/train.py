@@ -12,6 +12,7 @@ from torch import nn
 
 import nftk
 from nftk import constraints
+from nftk._checks import check_integer
 from nftk._files import replacing, write_text
 from nftk._optional import require
 from nftk.cli.progress import Progress
@@ -44,6 +45,8 @@ class InterruptedRun(Exception):
 def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, overwrite: bool) -> dict[str, Any]:
     """Train what settings say, leave the files of a run in out, and return what summary.json holds."""
     require("matplotlib", purpose="drawing omega.png", extra="app")
+    if settings.threads is not None:
+        torch.set_num_threads(check_integer("train", "threads", settings.threads, 1))
     data = load_data(settings.data, settings.data_dir, progress=progress.visible)
     mode = _one_of("standardize", settings.standardize, ("auto", "global", "feature", "none"))
     standardizer = Standardizer.fit(data.x_train, data.standardize if mode == "auto" else mode)
@@ -62,7 +65,9 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
     nftk.fit(model, *pairs, **_keywords(settings) | {"epochs": min(settings.epochs, 0)})
     if resume and (finished := _finished(out, settings)) is not None:
         return finished
-    if not resume:
+    if resume:
+        write_text(out / "config.json", settings.to_json())
+    else:
         _prepare(out, settings, overwrite=overwrite)
     try:
         summary = {"data": data.name, **_train_both(settings, model, pairs, out, progress)}
@@ -75,6 +80,10 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
     except KeyboardInterrupt:
         command = f"nftk train --resume {shlex.quote(str(out))}"
         raise InterruptedRun(f"nftk: interrupted; the last whole epoch is saved, continue with: {command}") from None
+    except FloatingPointError:
+        # to go on from here would end the same
+        _remove_checkpoints(out)
+        raise
     _remove_checkpoints(out)
     return summary
 

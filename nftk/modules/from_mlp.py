@@ -50,7 +50,9 @@ def convert(cls: type[Network], mlp: nn.Module, **keywords: Any) -> Network:
 def _parse(mlp: nn.Module) -> tuple[list[nn.Linear], list[nn.Module], list[float]]:
     """Split the stack into L + 1 linear layers, the L activations and dropouts between them."""
     if not isinstance(mlp, nn.Sequential):
-        raise TypeError(f"nftk.{_OP}: mlp must be an nn.Sequential, got {type(mlp).__name__}")
+        raise TypeError(
+            f"nftk.{_OP}: mlp must be an nn.Sequential, got {type(mlp).__name__}; of a module that wraps one, pass that"
+        )
     linears: list[nn.Linear] = []
     phis: list[nn.Module] = []
     dropout: list[float] = []

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,8 +30,8 @@ class NFTKMLP(nn.Module):
         f(x) = \sum_l \omega_l \odot V_l h_l(x)
 
     Trained, ``omega[i, l]`` weighs what layer l + 1 says about class i; with it the network says which layers decide
-    which class. A drop-in for a multilayer perceptron: same arguments in the same order, leading dimensions as in
-    ``nn.Linear``.
+    which class, as far as omega alone can (docs/errata.md, 6). A drop-in for a multilayer perceptron: sizes, widths,
+    outputs, and leading dimensions as in ``nn.Linear``.
 
     In the "ntk" parameterisation :math:`g_l = \sqrt{s_w^2 / n_{l-1}} W_l h_{l-1} + \sqrt{s_b^2} b_l` and
     :math:`f_l = \sqrt{s_v^2 / n_l} V_l h_l`, with all parameters drawn from N(0, 1).
@@ -105,8 +106,10 @@ class NFTKMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features = check_integer(_OP, "in_features", in_features, 1)
-        if isinstance(hidden_features, int | str) or not hidden_features:
-            raise ValueError(f"nftk.{_OP}: hidden_features must list at least one width, got {hidden_features!r}")
+        if isinstance(hidden_features, Integral | str) or len(hidden_features) == 0:
+            raise ValueError(
+                f"nftk.{_OP}: hidden_features must list a width a layer, as [256, 256], got {hidden_features!r}"
+            )
         widths = [check_integer(_OP, "every width in hidden_features", width, 1) for width in hidden_features]
         self.hidden_features = tuple(widths)
         self.out_features = check_integer(_OP, "out_features", out_features, 1)
@@ -119,6 +122,8 @@ class NFTKMLP(nn.Module):
         self.weight_var = self._per_layer("weight_var", weight_var, above=True)
         self.bias_var = self._per_layer("bias_var", bias_var)
         self.readout_var = self._per_layer("readout_var", readout_var, above=True)
+        if parameterization == "standard" and (weight_var, bias_var, readout_var) != (2.0, 0.0, 1.0):
+            raise ValueError(f"nftk.{_OP}: weight_var, bias_var and readout_var must go with parameterization='ntk'")
         self.dropout = self._per_layer("dropout", dropout)
         if max(self.dropout) >= 1:
             raise ValueError(f"nftk.{_OP}: dropout must be below 1, got {max(self.dropout):g}")
@@ -165,6 +170,8 @@ class NFTKMLP(nn.Module):
         if isinstance(start, Tensor) and start.shape != self.omega.shape:
             want, got = list(self.omega.shape), list(start.shape)
             raise ValueError(f"nftk.{_OP}: omega_init must be a number or have shape {want}, got {got}")
+        if not isinstance(start, Tensor):
+            start = check_number(_OP, "omega_init", start, -math.inf)
         values = torch.as_tensor(start, dtype=self.omega.dtype)
         if not values.isfinite().all():
             raise ValueError(f"nftk.{_OP}: omega_init must be finite, got {self.omega_init}")
@@ -247,7 +254,13 @@ class NFTKMLP(nn.Module):
         return self
 
     @classmethod
-    def from_mlp(cls, mlp: nn.Module, **keywords: Any) -> "NFTKMLP":
+    def from_mlp(
+        cls,
+        mlp: nn.Module,
+        *,
+        constraint: "str | constraints.Projection | None" = "nonnegative",
+        backend: str = "auto",
+    ) -> "NFTKMLP":
         """Build the NFT-K network that computes what a multilayer perceptron computes.
 
         Args:
@@ -255,7 +268,8 @@ class NFTKMLP(nn.Module):
                 between layers; nested ones and ``torchvision.ops.MLP`` too. Weights are copied. Biases that only
                 some hidden layers have become zeros in the others. A dropout after the last layer is left out,
                 with a warning, because f has none.
-            keywords: ``constraint``, ``backend`` of the constructor.
+            constraint: As in the constructor.
+            backend: As in the constructor.
 
         Returns:
             A network with Omega 1 for the last layer and 0 elsewhere, so the same function in eval mode; the new
@@ -276,7 +290,7 @@ class NFTKMLP(nn.Module):
         """
         from nftk.modules.from_mlp import convert
 
-        return convert(cls, mlp, **keywords)
+        return convert(cls, mlp, constraint=constraint, backend=backend)
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the network, its weights and its settings, to one safetensors file.
@@ -317,7 +331,6 @@ class NFTKMLP(nn.Module):
         Returns:
             A dictionary; ``activation`` and ``constraint`` are None where they are a user's own objects.
         """
-        ntk = {"weight_var": self.weight_var, "bias_var": self.bias_var, "readout_var": self.readout_var}
         names = [phi.name for phi in self._plan.activations]
         constraint = self.constraint
         return {
@@ -331,7 +344,7 @@ class NFTKMLP(nn.Module):
             "constraint": constraint.config() if isinstance(constraint, constraints.Constraint) else None,
             "backend": self.backend,
             "dropout": list(self.dropout),
-            **({name: list(values) for name, values in ntk.items()} if self.parameterization == "ntk" else {}),
+            **({name: list(v) for name, v in self._variances().items()} if self.parameterization == "ntk" else {}),
         }
 
     def extra_repr(self) -> str:
@@ -350,12 +363,20 @@ class NFTKMLP(nn.Module):
         names = [phi.name or getattr(phi.function, "__name__", "module") for phi in self._plan.activations]
         shown.append(f"activation={names[0] if len(set(names)) == 1 else names}")
         shown.append(f"parameterization={self.parameterization}")
+        if self.parameterization == "ntk":
+            shown += [
+                f"{name}={value[0] if len(set(value)) == 1 else list(value)}"
+                for name, value in self._variances().items()
+            ]
         shown.append(f"constraint={self.constraint}")
         if self.output_bias is not None:
             shown.append("output_bias=True")
         if max(self.dropout) > 0:
             shown.append(f"dropout={list(self.dropout)}")
         return ", ".join(shown)
+
+    def _variances(self) -> dict[str, tuple[float, ...]]:
+        return {"weight_var": self.weight_var, "bias_var": self.bias_var, "readout_var": self.readout_var}
 
     def _per_layer(self, name: str, value: float | Sequence[float], *, above: bool = False) -> tuple[float, ...]:
         depth = len(self.hidden_features)

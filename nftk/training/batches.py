@@ -1,16 +1,17 @@
 """Training and test data, in whichever form they are given, as batches on one device."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from nftk._checks import FLOATING
 from nftk.training.losses import is_labels
 
-_OP = "fit"
+# for a pass without gradients; large enough that more brings no speed, small enough for any memory
+EVALUATION_BATCH = 2048
 
 
 class TensorBatches:
@@ -38,10 +39,10 @@ class TensorBatches:
 
 
 class LoaderBatches:
-    """A DataLoader's batches, moved to the device."""
+    """A DataLoader's batches, checked as they come and moved to the device."""
 
-    def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
-        self.loader, self.device = loader, device
+    def __init__(self, loader: DataLoader[Any], device: torch.device, check: Callable[[Tensor, Tensor], None]) -> None:
+        self.loader, self.device, self.check = loader, device, check
 
     def __len__(self) -> int:
         try:
@@ -51,7 +52,12 @@ class LoaderBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.loader:
-            x, y = batch
+            pair = _pair(batch)
+            if pair is None:
+                raise _refuse("nftk: every batch", batch)
+            x, y = pair
+            if x.device.type == "cpu":  # elsewhere a check would make the host wait
+                self.check(x, y)
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -64,21 +70,38 @@ Batches = TensorBatches | LoaderBatches
 
 
 def make_batches(
-    name: str, data: Any, *, model_input: tuple[int | None, torch.dtype], outputs: int | None, loss: str,
-    batch_size: int, device: torch.device, shuffle: bool,
-) -> Batches:  # fmt: skip
-    """Check data (a pair of tensors, a Dataset or a DataLoader) and wrap it."""
+    op: str, name: str, data: Any, model: nn.Module, *, loss: str, batch_size: int, device: torch.device, shuffle: bool
+) -> Batches:
+    """Check data (a pair of tensors, a Dataset or a DataLoader) against the model and the loss, and wrap it."""
+    dtype = next(model.parameters()).dtype
+    features, outputs = getattr(model, "in_features", None), getattr(model, "out_features", None)
+
+    def check(x: Tensor, y: Tensor) -> None:
+        _check_pair(f"nftk.{op}: {name}", x, y, features, outputs, dtype, loss)
+
+    if type(data) is TensorDataset and len(data.tensors) == 2:
+        data = data.tensors
+    pair = _pair(data)
+    if pair is not None:
+        check(*pair)
+        return TensorBatches(*pair, batch_size, device, shuffle)
     if isinstance(data, DataLoader):
-        return LoaderBatches(data, device)
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
-        x, y = data
-        _check_pair(name, x, y, model_input, outputs, loss)
-        return TensorBatches(x, y, batch_size, device, shuffle)
+        return LoaderBatches(data, device, check)
     if isinstance(data, Dataset):
-        return LoaderBatches(DataLoader(data, batch_size=batch_size, shuffle=shuffle), device)
-    raise TypeError(
-        f"nftk.{_OP}: {name} must be a pair of tensors (x, y), a Dataset or a DataLoader, got {type(data).__name__}"
-    )
+        shuffle = shuffle and not isinstance(data, IterableDataset)
+        return LoaderBatches(DataLoader(data, batch_size=batch_size, shuffle=shuffle), device, check)
+    raise _refuse(f"nftk.{op}: {name}", data)
+
+
+def _pair(data: Any) -> tuple[Tensor, Tensor] | None:
+    if (
+        isinstance(data, tuple | list)
+        and len(data) == 2
+        and isinstance(data[0], Tensor)
+        and isinstance(data[1], Tensor)
+    ):
+        return data[0], data[1]
+    return None
 
 
 def generators(batches: Batches) -> list[torch.Generator]:
@@ -91,35 +114,37 @@ def generators(batches: Batches) -> list[torch.Generator]:
     return list(unique.values())
 
 
+def _refuse(name: str, data: Any) -> TypeError:
+    kind = type(data).__name__
+    if isinstance(data, tuple | list):
+        kind += " of " + (", ".join(type(part).__name__ for part in data[:3]) or "nothing")
+    return TypeError(f"{name} must be a pair of tensors (x, y), a Dataset or a DataLoader of such pairs, got {kind}")
+
+
 def _check_pair(
-    name: str, x: Tensor, y: Tensor, model_input: tuple[int | None, torch.dtype], outputs: int | None, loss: str
+    name: str, x: Tensor, y: Tensor, features: int | None, outputs: int | None, dtype: torch.dtype, loss: str
 ) -> None:
-    features, dtype = model_input
     if x.ndim < 2 or (features is not None and (x.ndim != 2 or x.shape[1] != features)):
         want = "..." if features is None else features
-        raise ValueError(f"nftk.{_OP}: {name} x must have shape [n, {want}], got {list(x.shape)}")
+        raise ValueError(f"{name} x must have shape [n, {want}], got {list(x.shape)}")
     if x.dtype not in FLOATING or x.dtype is not dtype:
-        raise TypeError(f"nftk.{_OP}: {name} x must have the model's dtype {dtype}, got {x.dtype}")
-    if len(x) == 0 or len(x) != len(y):
-        raise ValueError(
-            f"nftk.{_OP}: {name} must have at least one example and a target for each, got {len(x)} and {len(y)}"
-        )
+        raise TypeError(f"{name} x must have the model's dtype {dtype}, got {x.dtype}")
+    if len(x) == 0 or y.ndim == 0 or len(x) != len(y):
+        targets = len(y) if y.ndim else 1
+        raise ValueError(f"{name} must have at least one example and a target for each, got {len(x)} and {targets}")
     if not x.isfinite().all():
         row = int((~x.flatten(1).isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"nftk.{_OP}: {name} x must be finite, got a value that is not in example {row}")
+        raise ValueError(f"{name} x must be finite, got a value that is not in example {row}")
     if is_labels(y):
         low, high = int(y.min()), int(y.max())
         if low < 0 or (outputs is not None and high >= outputs):
             rule = "0 or above" if outputs is None else f"in 0..{outputs - 1}"
-            raise ValueError(f"nftk.{_OP}: {name} labels must be {rule}, got {low if low < 0 else high}")
+            raise ValueError(f"{name} labels must be {rule}, got {low if low < 0 else high}")
     elif loss == "cross_entropy":
-        raise TypeError(f"nftk.{_OP}: {name} y must hold int64 labels of shape [n], got {y.dtype} {list(y.shape)}")
+        raise TypeError(f"{name} y must hold int64 labels of shape [n], got {y.dtype} {list(y.shape)}")
     elif loss == "mse":
-        fits = y.dtype is dtype and (outputs is None or y.numel() == len(y) * outputs)
-        if not fits:
-            raise TypeError(
-                f"nftk.{_OP}: {name} y must hold int64 labels [n] or {dtype} targets [n, {outputs}], "
-                f"got {y.dtype} {list(y.shape)}"
-            )
+        if y.dtype is not dtype or (outputs is not None and y.numel() != len(y) * outputs):
+            rule = f"int64 labels [n] or {dtype} targets [n, {'d' if outputs is None else outputs}]"
+            raise TypeError(f"{name} y must hold {rule}, got {y.dtype} {list(y.shape)}")
         if not y.isfinite().all():
-            raise ValueError(f"nftk.{_OP}: {name} y must be finite, got a value that is not")
+            raise ValueError(f"{name} y must be finite, got a value that is not")

@@ -1,11 +1,11 @@
 """Loss and accuracy of a model on held-out data."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from nftk.training.batches import EVALUATION_BATCH, Batches, make_batches
 from nftk.training.losses import LOSSES, Loss, count_correct, is_labels
 
 
@@ -16,31 +16,40 @@ class Evaluation(NamedTuple):
     accuracy: float | None
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: str | Loss = "cross_entropy"
-) -> Evaluation:
+def evaluate(model: nn.Module, data: Any, loss: str | Loss = "cross_entropy") -> Evaluation:
     """Return the mean loss and the accuracy of a model, in eval mode.
 
     Args:
-        model: Any module from ``(B, m)`` to ``(B, d)``; its mode is put back afterwards.
-        batches: Pairs ``(x, y)`` on the model's device: a DataLoader, or ``[(x, y)]`` for one pair of tensors.
+        model: Any module with parameters, from ``(B, m)`` to ``(B, d)``; its mode is put back afterwards.
+        data: As for :func:`nftk.fit`: a pair of tensors ``(x, y)``, a Dataset or a DataLoader of such pairs.
         loss: ``"cross_entropy"``, ``"mse"``, or a callable that averages over its batch.
 
     Returns:
         ``(loss, accuracy)``, sums in float64; accuracy is None where y are no labels.
 
     Raises:
-        ValueError: If ``loss`` is an unknown name, or there is no example.
+        ValueError: If ``loss`` is an unknown name, data do not fit the model, or there is no example.
+        TypeError: If data have another form or dtype.
 
     Example:
-        >>> import torch
-        >>> from nftk.training import evaluate
-        >>> x, y = torch.eye(3), torch.tensor([0, 1, 1])
-        >>> evaluate(torch.nn.Identity(), [(x, y)]).accuracy
+        >>> import torch, nftk
+        >>> model = nftk.NFTKMLP(3, [3], 3, activation="identity", bias=False)
+        >>> for matrix in (model.hidden[0].weight, model.readout_weight):
+        ...     _ = torch.nn.init.eye_(matrix)
+        >>> nftk.evaluate(model, (torch.eye(3), torch.tensor([0, 1, 1]))).accuracy
         0.6666666666666666
     """
-    function = resolve_loss("evaluate", loss)
+    place = next(model.parameters()).device
+    name = loss if isinstance(loss, str) else "custom"
+    batches = make_batches(
+        "evaluate", "data", data, model, loss=name, batch_size=EVALUATION_BATCH, device=place, shuffle=False
+    )
+    return evaluate_batches(model, batches, resolve_loss("evaluate", loss))
+
+
+@torch.no_grad()
+def evaluate_batches(model: nn.Module, batches: Batches, function: Loss) -> Evaluation:
+    """Do the work of :func:`evaluate` on data that are checked already."""
     was_training = model.training
     model.eval()
     total, correct, seen, labels = 0.0, 0, 0, True
@@ -55,7 +64,7 @@ def evaluate(
     finally:
         model.train(was_training)
     if seen == 0:
-        raise ValueError("nftk.evaluate: batches must hold at least one example, got none")
+        raise ValueError("nftk.evaluate: data must hold at least one example, got none")
     return Evaluation(total / seen, correct / seen if labels else None)
 
 

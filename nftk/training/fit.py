@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nftk._checks import check_choice, check_integer, check_number
 from nftk.constraints import base as constraints
-from nftk.training.batches import Batches, make_batches
+from nftk.training.batches import EVALUATION_BATCH, make_batches
 from nftk.training.checkpoint import check_settings, load_checkpoint, save_checkpoint
 from nftk.training.evaluate import resolve_loss
 from nftk.training.history import EpochRecord, History
@@ -21,8 +21,6 @@ from nftk.training.run import Run, StepCallback
 from nftk.training.schedules import SCHEDULES, Schedule
 
 _OP = "fit"
-# for a pass without gradients; large enough that more brings no speed, small enough for any memory
-_EVALUATION_BATCH = 2048
 OptimizerChoice = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] | None
 
 
@@ -81,8 +79,8 @@ def fit(
         proximal: lambda of equation 13: lambda (theta - theta_0) is added to the gradient of theta, theta_0 being theta
             when ``fit`` is called. (The penalty in equation 9 has the gradient 2 lambda (theta - theta_0); this
             follows 13. docs/errata.md, 9.)
-        constraint: Set onto which Omega is projected after each of its updates; None for the model's own, "none"
-            for no constraint.
+        constraint: Set onto which Omega is projected after each of its updates, in this call; None for the model's
+            own, "none" for no constraint.
         seed: Of the shuffling and of every other chance in the epochs. The global generator is left as it was.
         device: Where to train; None for where the model is.
         optimizer: Of theta, in place of SGD: an optimizer over parameters of the model, or a function that makes
@@ -145,16 +143,11 @@ def fit(
     omega = getattr(model, "omega", None)
     if not isinstance(omega, nn.Parameter):
         omega = None
-    features, outputs = getattr(model, "in_features", None), getattr(model, "out_features", None)
-
-    def batches(name: str, data: Any, size: int, shuffle: bool) -> Batches:
-        return make_batches(
-            name, data, model_input=(features, parameters[0].dtype), outputs=outputs,
-            loss=loss if isinstance(loss, str) else "custom", batch_size=size, device=place, shuffle=shuffle,
-        )  # fmt: skip
-
-    train_batches = batches("train", train, batch_size, True)
-    test_batches = None if test is None else batches("test", test, _EVALUATION_BATCH, False)
+    kind: dict[str, Any] = {"loss": loss if isinstance(loss, str) else "custom", "device": place}
+    train_batches = make_batches(_OP, "train", train, model, batch_size=batch_size, shuffle=True, **kind)
+    test_batches = None
+    if test is not None:
+        test_batches = make_batches(_OP, "test", test, model, batch_size=EVALUATION_BATCH, shuffle=False, **kind)
     model.to(place)
     theta = [p for p in model.parameters() if p is not omega]
     run = Run(
@@ -241,7 +234,10 @@ def _optimizer(
         raise TypeError(f"nftk.{_OP}: {name} must be or make a torch.optim.Optimizer, got {made!r}")
     held = {id(p) for group in made.param_groups for p in group["params"]}
     if other is not None and id(other) in held:
-        raise ValueError(f"nftk.{_OP}: {name} must leave Omega to optimizer_omega, got an optimizer that holds it too")
+        raise ValueError(
+            f"nftk.{_OP}: {name} must leave Omega to optimizer_omega, got an optimizer that holds it too; "
+            "pass a function that makes one, as lambda parameters: torch.optim.Adam(parameters)"
+        )
     if not held & {id(p) for p in parameters}:
         raise ValueError(f"nftk.{_OP}: {name} must hold parameters of the model, got an optimizer over others")
     return made

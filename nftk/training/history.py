@@ -1,7 +1,7 @@
 """What a training run leaves behind, epoch by epoch."""
 
 import dataclasses
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,14 @@ class EpochRecord:
 
 class History(list[EpochRecord]):
     """The records of a run in order: ``history[-1].test_accuracy``, ``history.column("loss")``."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> EpochRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> "History": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "EpochRecord | History":
+        found = super().__getitem__(index)
+        return History(found) if isinstance(found, list) else found
 
     def column(self, name: str) -> list[Any]:
         """Return one attribute over all epochs.

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from nftk.constraints import base as constraints
 from nftk.training.batches import Batches, generators
-from nftk.training.evaluate import evaluate
+from nftk.training.evaluate import evaluate_batches
 from nftk.training.history import EpochRecord, History
 from nftk.training.losses import Loss, count_correct, is_labels
 from nftk.training.schedules import Schedule
@@ -67,7 +67,7 @@ class Run:
             if cuda:
                 torch.cuda.manual_seed(seed)
             loss, accuracy = self._pass(number, active)
-            test = None if self.test is None else evaluate(self.model, self.test, self.loss)
+            test = None if self.test is None else evaluate_batches(self.model, self.test, self.loss)
 
         self.schedule.advance(loss)
         for scheduler in self.schedulers:
