@@ -1,5 +1,6 @@
 """Writing files whole or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except (OSError, RuntimeError) as error:
+            # the names of temporary files are nobody's business, and torch gives none at all
+            reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+            raise OSError(getattr(error, "errno", None) or errno.EIO, reason, str(path)) from error
         # mkstemp makes files that only their owner may read; give them what open() would have
         mask = os.umask(0)
         os.umask(mask)

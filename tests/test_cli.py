@@ -16,7 +16,9 @@ import pytest
 import torch
 
 import nftk
+from nftk.cli import train as training
 from nftk.cli.app import app
+from nftk.cli.settings import Settings
 
 RUN_FILES = {"config.json", "history.jsonl", "model.safetensors", "omega.png", "summary.json"}
 
@@ -255,10 +257,79 @@ class TestInterrupt:
         assert json.loads(done.stdout)["epochs"] == 61
         assert json.loads((out / "config.json").read_text())["epochs"] == 61
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"constraint": "abc"},
+            {"data": 5},
+            {"epochs": "x"},
+            {"loss": []},
+            {"seed": "a"},
+            {"hidden_features": [0]},
+            {"speed": 1},
+        ],
+        ids=str,
+    )
+    def test_damaged_settings(self, run, tmp_path, change):
+        config = json.loads((run[0] / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        for arguments in (("train", "--resume", tmp_path), ("evaluate", tmp_path)):
+            done = command(*arguments)
+            assert done.returncode == 2
+            assert "config.json must hold the settings of a run" in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+
+    def test_kills_while_writing_leave_nothing_behind(self, npz, tmp_path):
+        out = tmp_path / "run"
+        out.mkdir()
+        (out / ".checkpoint.pt.abc.tmp").write_bytes(b"half")
+        done = command("train", "--data", npz, "--out", out, *QUICK, "--overwrite")
+        assert done.returncode == 0, done.stderr
+        assert {p.name for p in out.iterdir()} == RUN_FILES
+
+    def test_overwrite_leaves_nothing_of_the_old_run(self, npz, tmp_path):
+        out = tmp_path / "run"
+        command("train", "--data", npz, "--out", out, *QUICK)
+        done = command("train", "--data", npz, "--out", out, "--depth", 3, "--lr", 1e30, "--overwrite")
+        assert done.returncode == 1
+        assert not (out / "model.safetensors").exists()
+
     def test_resume_of_nothing(self, tmp_path):
         done = command("train", "--resume", tmp_path)
         assert done.returncode == 2
         assert "must be a run of nftk train, got no config.json there" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("weight_decay", 0.5), ("proximal", 5.0), ("lr_omega", 0.9), ("loss", "mse"), ("schedule", "alternating")],
+)
+def test_every_option_changes_the_network(run, npz, tmp_path, option, value):
+    done = command("train", "--data", npz, "--out", tmp_path / "r", *QUICK, "--" + option.replace("_", "-"), value)
+    assert done.returncode == 0, done.stderr
+    a, b = (nftk.NFTKMLP.load(folder / "model.safetensors").state_dict() for folder in (run[0], tmp_path / "r"))
+    assert not all(torch.equal(a[name], b[name]) for name in a)
+    assert json.loads((tmp_path / "r" / "config.json").read_text())[option] == value
+
+
+def test_seed_is_of_the_start_and_of_the_order(npz, tmp_path):
+    starts = []
+    for seed in (1, 2):
+        out = tmp_path / str(seed)
+        command("train", "--data", npz, "--out", out, "--epochs", 0, "--seed", seed)
+        starts.append(nftk.NFTKMLP.load(out / "model.safetensors").hidden[0].weight)
+    assert not torch.equal(*starts)
+    keywords = [training._keywords(Settings("digits", (3,), 1, 5, 0.1, 0.1, seed=seed)) for seed in (1, 2)]
+    assert [k["seed"] for k in keywords] == [1, 2]
+
+
+def test_the_baseline_is_the_same_beside_any_network(npz, tmp_path):
+    losses = []
+    for i, more in enumerate(([], ["--output-bias", "--parameterization", "ntk"])):
+        command("train", "--data", npz, "--out", tmp_path / str(i), *QUICK, "--baseline", "--lr", 0.01, *more)
+        losses.append(json.loads((tmp_path / str(i) / "summary.json").read_text())["baseline"]["train_loss"])
+    assert losses[0] == losses[1]
+    assert "tanh" in repr(training.plain_mlp(nftk.NFTKMLP(4, [8], 3, activation="tanh")))
 
 
 class TestEvaluate:
@@ -373,8 +444,10 @@ class TestBadInput:
             (("--standardize", "row"), "--standardize must be auto, global, feature or none, got 'row'"),
             (("--device", "abacus"), "device must be one that torch can use here"),
             (("--device", "cuda:99"), "device must be one that torch can use here"),
+            (("--seed", 2**70), "--seed must be at least 0 and below 2**63"),
+            (("--width", 10**12), "--width must leave a network that fits in memory"),
             (("--threads", 0), "threads must be at least 1, got 0"),
-            (("--seed", -1), "seed must be at least 0, got -1"),
+            (("--seed", -1), "--seed must be at least 0 and below 2**63, got -1"),
             (("--data", "mnist", "--data-dir", "nowhere"), "nowhere"),
         ],
     )

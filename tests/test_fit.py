@@ -267,6 +267,15 @@ class TestOptimizers:
         assert history.column("lr") == pytest.approx([0.4, 0.2, 0.1])
         assert history.column("lr_omega") == pytest.approx([0.2, 0.1, 0.05])
 
+    def test_schedule_steps_only_with_its_optimizer(self):
+        history = nftk.fit(
+            make(), toy(), epochs=4, schedule="alternating", phase_epochs=2, phase_tolerance=0.0, lr=0.4, lr_omega=0.2,
+            lr_schedule=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5),
+        )  # fmt: skip
+        assert history.column("phase") == ["theta", "theta", "omega", "omega"]
+        assert history.column("lr") == pytest.approx([0.4, 0.2, 0.1, 0.1])
+        assert history.column("lr_omega") == pytest.approx([0.2, 0.2, 0.2, 0.1])
+
     def test_plateau_schedule(self):
         x, y = toy()
         history = nftk.fit(
@@ -323,6 +332,57 @@ class TestOmega:
         assert (history[0].zeros, history[0].zeros_from_start) == (4, 0.5)
         history = nftk.fit(make(), (x, y), epochs=1, lr_omega=0.0)
         assert (history[0].zeros, history[0].zeros_from_start) == (0, None)
+
+
+class TestFrozen:
+    def test_frozen_omega_is_left_alone(self):
+        model = make(omega_init=-0.5)
+        model.omega.requires_grad_(False)
+        nftk.fit(model, toy(), epochs=1)
+        assert (model.omega == -0.5).all()
+
+    def test_projection_only_follows_an_update(self):
+        model = make(omega_init=-0.5)
+        nftk.fit(model, toy(), epochs=1, schedule="alternating")
+        assert (model.omega == -0.5).all()
+
+    def test_frozen_layers(self):
+        model = make()
+        before = model.hidden[0].weight.detach().clone()
+        model.hidden[0].requires_grad_(False)
+        nftk.fit(model, toy(), epochs=1, proximal=0.1)
+        assert torch.equal(before, model.hidden[0].weight)
+        assert not model.hidden[0].weight.requires_grad
+
+    def test_nothing_left_to_train(self):
+        model = make().requires_grad_(False)
+        with pytest.raises(
+            ValueError, match="must have parameters to train with schedule 'joint', got theta and omega fro"
+        ):
+            nftk.fit(model, toy())
+        model = make()
+        model.omega.requires_grad_(False)
+        with pytest.raises(ValueError, match="with schedule 'alternating', got omega frozen"):
+            nftk.fit(model, toy(), schedule="alternating")
+
+    def test_network_inside_another_module_is_refused(self):
+        with pytest.raises(ValueError, match="model must be the NFTKMLP itself .* got Sequential"):
+            nftk.fit(nn.Sequential(make()), toy())
+
+    def test_under_no_grad(self):
+        model, other = make(), make()
+        nftk.fit(model, toy(), epochs=1)
+        with torch.no_grad():
+            nftk.fit(other, toy(), epochs=1)
+        assert_same_parameters(model, other)
+
+    def test_model_is_in_train_mode_only_while_it_trains(self):
+        seen = []
+        model = make(dropout=0.5).eval()
+        model.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+        x, y = toy()
+        nftk.fit(model, (x, y), (x, y), epochs=1, batch_size=30)
+        assert seen == [True, True, False]
 
 
 class TestNonFinite:
@@ -471,8 +531,15 @@ class TestResume:
             nftk.fit(make(), (x, y), lr=0.1, **resume)
         with pytest.raises(ValueError, match="seed must be 0 to continue"):
             nftk.fit(make(), (x, y), seed=1, **resume)
-        with pytest.raises(ValueError, match="train_sum must be"):
-            nftk.fit(make(), (x + 1, y), **resume)
+        for other in ((x + 1, y), (x, 2 - y), (x.flip(0), y)):
+            with pytest.raises(ValueError, match="train_digest must be"):
+                nftk.fit(make(), other, **resume)
+        with pytest.raises(ValueError, match="learning_rates must be"):
+            nftk.fit(make(), (x, y), optimizer=lambda p: torch.optim.SGD(p, lr=0.3), **resume)
+        frozen = make()
+        frozen.hidden[0].requires_grad_(False)
+        with pytest.raises(ValueError, match="trainable must be"):
+            nftk.fit(frozen, (x, y), **resume)
         with pytest.raises(ValueError, match="model must be"):
             nftk.fit(nftk.NFTKMLP(4, [8, 9], 3), (x, y), **resume)
         with pytest.raises(ValueError, match="constraint must be"):
@@ -483,6 +550,38 @@ class TestResume:
         torch.save({"a": 1}, path)
         with pytest.raises(ValueError, match="must be a checkpoint of nftk.fit"):
             nftk.fit(make(), (x, y), **resume)
+
+    def test_everything_comes_from_the_checkpoint(self, tmp_path):
+        """A fresh model that another seed drew, without zeros, goes on as the one that was killed."""
+        omega = torch.full((3, 2), 0.5)
+        omega[0, 0] = 0
+        settings = {"proximal": 1.0, "lr": 0.1, "lr_omega": 0.0}
+        whole, first = make(omega_init=omega), make(omega_init=omega)
+        want = nftk.fit(whole, toy(), epochs=4, **settings)
+        nftk.fit(first, toy(), epochs=2, checkpoint=tmp_path / "run.pt", **settings)
+        torch.manual_seed(9)
+        other = nftk.NFTKMLP(4, [8, 8], 3)
+        got = nftk.fit(other, toy(), epochs=4, checkpoint=tmp_path / "run.pt", resume=True, **settings)
+        assert_same_parameters(whole, other)
+        assert got[-1].zeros_from_start == want[-1].zeros_from_start == 1.0
+
+    def test_there_is_a_checkpoint_before_the_first_step(self, tmp_path):
+        path = tmp_path / "run.pt"
+        seen = []
+        nftk.fit(make(), toy(), epochs=1, checkpoint=path, on_step=lambda *_: seen.append(path.exists()))
+        assert all(seen)
+
+    def test_folder_that_is_not_there_and_a_full_disk(self, tmp_path, monkeypatch):
+        with pytest.raises(ValueError, match=r"c.pt must be in a folder that exists, got no .*nowhere"):
+            nftk.fit(make(), toy(), checkpoint=tmp_path / "nowhere" / "c.pt")
+
+        def full(state, file):
+            raise RuntimeError("basic_ios::clear: iostream error")
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"iostream error: '.*c\.pt'"):
+            nftk.fit(make(), toy(), checkpoint=tmp_path / "c.pt")
+        assert not list(tmp_path.iterdir())
 
     def test_another_thread_count_warns(self, tmp_path):
         x, y = toy()

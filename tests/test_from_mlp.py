@@ -40,6 +40,12 @@ STACKS = {
     ),
     "dropout": lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Dropout(0.3), nn.Linear(9, 3)),
     "torchvision": lambda: TorchvisionMLP(6, [9, 5, 3]),
+    "shared activation": lambda: (
+        lambda act: nn.Sequential(nn.Linear(6, 9), act, nn.Linear(9, 9), act, nn.Linear(9, 3))
+    )(nn.ReLU()),
+    "shared layer": lambda: (
+        lambda layer: nn.Sequential(nn.Linear(6, 9), nn.Tanh(), layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(9, 3))
+    )(nn.Linear(9, 9)),
     "identity": lambda: nn.Sequential(nn.Linear(6, 9), nn.Identity(), nn.ReLU(), nn.Linear(9, 3)),
 }
 
@@ -85,6 +91,34 @@ def test_dropout_is_kept():
     assert model.dropout == (0.25,)
 
 
+def test_two_dropouts_in_a_row():
+    mlp = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Dropout(0.5), nn.Dropout(0.4), nn.Linear(9, 3))
+    assert nftk.NFTKMLP.from_mlp(mlp).dropout == pytest.approx((0.7,))
+
+
+def test_frozen_layers_stay_frozen():
+    mlp = STACKS["relu"]()
+    mlp[0].requires_grad_(False)
+    model = nftk.NFTKMLP.from_mlp(mlp)
+    assert [layer.weight.requires_grad for layer in model.hidden] == [False, True]
+    assert model.readout_weight.requires_grad
+
+
+def test_what_would_be_lost_is_refused():
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(TypeError, match="mlp must be an nn.Sequential with its own forward, got Doubled"):
+        nftk.NFTKMLP.from_mlp(Doubled(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3)))
+    with pytest.raises(ValueError, match=r"mlp\[0\] must be nn.Linear, .* got Doubled"):
+        nftk.NFTKMLP.from_mlp(nn.Sequential(Doubled(nn.Linear(6, 9)), nn.ReLU(), nn.Linear(9, 3)))
+    mlp = STACKS["relu"]()
+    mlp[2].register_forward_hook(lambda module, args, out: out * 2)
+    with pytest.raises(ValueError, match=r"mlp\[2\] must have no hooks"):
+        nftk.NFTKMLP.from_mlp(mlp)
+
+
 def test_torchvision_dropout_after_the_last_layer_warns():
     mlp = TorchvisionMLP(6, [9, 3], dropout=0.5).eval()
     with pytest.warns(UserWarning, match=r"the dropout \(p=0.5\) after the last layer is left out"):
@@ -102,7 +136,7 @@ def test_keywords_and_mode():
 @pytest.mark.parametrize(
     ("mlp", "kind", "message"),
     [
-        (nn.Linear(3, 2), TypeError, "mlp must be an nn.Sequential, got Linear"),
+        (nn.Linear(3, 2), TypeError, "mlp must be an nn.Sequential with its own forward, got Linear"),
         (nn.Sequential(nn.Linear(3, 2)), ValueError, "mlp must have a hidden layer, got 1 linear layers"),
         (nn.Sequential(), ValueError, "mlp must have a hidden layer, got 0 linear layers"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), ValueError, r"mlp\[0\] must be nn.Linear, .* got Flatten"),

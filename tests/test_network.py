@@ -119,6 +119,7 @@ def test_scales_and_missing_biases(name, path):
     )
     want = truth(scaled, phi) + output_bias
     torch.testing.assert_close(f, want)
+    assert f.is_contiguous()
     grad = torch.randn_like(f)
     for ours, exact in zip(torch.autograd.grad(f, inputs, grad), torch.autograd.grad(want, inputs, grad), strict=True):
         torch.testing.assert_close(ours, exact)
@@ -185,6 +186,17 @@ def test_inputs_are_left_alone_and_backward_repeats(path):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
     assert all(torch.equal(a, b) for a, b in zip(before, flat(inputs), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_in_batches(name, path):
+    """torch.autograd.grad(is_grads_batched=True), which torch.autograd.functional's vectorize=True uses."""
+    inputs = make_inputs(SHAPES[1], requires_grad=True)
+    f, seeds = nftk.ops.network(*inputs, activation=name), torch.randn(4, 7, 3, dtype=torch.float64)
+    got = torch.autograd.grad(f, flat(inputs), seeds, is_grads_batched=True, retain_graph=True)
+    want = [torch.autograd.grad(f, flat(inputs), seed, retain_graph=True) for seed in seeds]
+    for ours, exact in zip(got, zip(*want, strict=True), strict=True):
+        torch.testing.assert_close(ours, torch.stack(exact))
 
 
 def test_changed_weight_is_noticed():
@@ -289,6 +301,15 @@ class TestPathRule:
 
         x, *rest = make_inputs(SHAPES[1])
         assert isinstance(nftk.ops.network(x.as_subclass(Marked), *rest), Marked)
+
+    def test_inference_tensors_take_the_formula(self):
+        with torch.inference_mode():
+            x, *rest = make_inputs(SHAPES[1])
+            assert nftk.ops.network(x, *rest).shape == (7, 3)
+        x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+        f = nftk.ops.network(x, *rest)
+        assert path_of(f) == "formula"
+        f.sum().backward()
 
     def test_a_name_or_its_torch_function_is_the_same(self):
         inputs = make_inputs(SHAPES[1], requires_grad=True)

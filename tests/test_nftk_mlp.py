@@ -424,6 +424,16 @@ class TestFile:
             make(constraint=own).save(tmp_path / "m")
         assert not list(tmp_path.iterdir())
 
+    def test_tied_and_parametrized_weights(self, tmp_path):
+        model = make((8, 8, 8))
+        model.hidden[2].weight = model.hidden[1].weight
+        model.save(tmp_path / "tied")
+        x = inputs()
+        assert torch.equal(nftk.NFTKMLP.load(tmp_path / "tied")(x), model(x))
+        torch.nn.utils.parametrizations.weight_norm(model.hidden[0])
+        with pytest.raises(ValueError, match="model must have no parameters but its own, got hidden.0.param"):
+            model.save(tmp_path / "normed")
+
     def test_bad_files(self, tmp_path):
         path = tmp_path / "model.safetensors"
         with pytest.raises(ValueError, match="must be a file, got none there"):

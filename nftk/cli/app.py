@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,7 @@ def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return work()
     except training.InterruptedRun as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C should not cut the sentence off
         _stop(str(error), 130)
     except KeyboardInterrupt:
         _stop("nftk: interrupted", 130)
@@ -169,7 +171,7 @@ def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             raise
         _stop(str(error), 2)
     except OSError as error:
-        _stop(f"nftk: {error.filename or 'a file'}: {error.strerror or error}", 2)
+        _stop(f"nftk: {error.filename or 'a file'} must be readable and writable, got: {error.strerror or error}", 2)
 
 
 def _stop(sentence: str, code: int) -> NoReturn:

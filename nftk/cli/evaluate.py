@@ -22,8 +22,11 @@ def evaluate(run: Path, data: str | None, data_dir: str | None) -> dict[str, Any
     model = nftk.NFTKMLP.load(path)
     header = read(path)[0]["metadata"]
     try:
-        standardizer, names = Standardizer.from_dict(header["standardizer"]), header["class_names"]
-    except (KeyError, ValueError, TypeError) as error:
+        standardizer, names = (
+            Standardizer.from_dict(header["standardizer"]),
+            [str(name) for name in header["class_names"]],
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise SettingsError(f"nftk: {path} must be written by nftk train, got {error} in its header") from None
     split = load_data(data or settings.data, data_dir or settings.data_dir)
     if (split.in_features, split.classes) != (model.in_features, model.out_features):

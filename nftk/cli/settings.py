@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nftk import constraints
 
@@ -53,11 +53,27 @@ class Settings:
         path = run / "config.json"
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**stored, "hidden_features": tuple(stored["hidden_features"])})
+            settings = cls(**{**stored, "hidden_features": tuple(stored["hidden_features"])})
+            for field in dataclasses.fields(cls):
+                value = getattr(settings, field.name)
+                if not _is_a(value, field.type):
+                    raise TypeError(f"{value!r} for {field.name}")
+            return settings
         except FileNotFoundError:
             raise SettingsError(f"nftk: {run} must be a run of nftk train, got no config.json there") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingsError(f"nftk: {path} must hold the settings of a run, got {error}") from None
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is what a field of Settings holds."""
+    if kind == tuple[int, ...]:
+        return bool(value) and all(type(width) is int and width > 0 for width in value)
+    if kind is float:
+        return type(value) in (int, float)
+    if kind == dict[str, Any] | None:
+        return value is None or isinstance(value, dict)
+    return type(value) in (get_args(kind) or (kind,))
 
 
 def hidden_features(width: str, depth: int | None) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from nftk._files import replacing, write_text
 from nftk._optional import require
 from nftk.cli.progress import Progress
 from nftk.cli.settings import Settings, SettingsError
-from nftk.data import Standardizer, load_data
+from nftk.data import DataSplit, Standardizer, load_data
 from nftk.ops import activations
 from nftk.training import EpochRecord, History
 from nftk.training.losses import LOSSES
@@ -51,16 +51,7 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
     mode = _one_of("standardize", settings.standardize, ("auto", "global", "feature", "none"))
     standardizer = Standardizer.fit(data.x_train, data.standardize if mode == "auto" else mode)
     pairs = [(standardizer.transform(x), y) for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))]
-    torch.manual_seed(settings.seed)
-    model = nftk.NFTKMLP(
-        data.in_features,
-        settings.hidden_features,
-        data.classes,
-        activation=settings.activation,
-        output_bias=settings.output_bias,
-        parameterization=_one_of("parameterization", settings.parameterization, ("standard", "ntk")),
-        constraint=constraints.from_config(settings.constraint),
-    )
+    model = _network(settings, data)
     # every check of fit before the first file is written
     nftk.fit(model, *pairs, **_keywords(settings) | {"epochs": min(settings.epochs, 0)})
     if resume and (finished := _finished(out, settings)) is not None:
@@ -86,6 +77,27 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
         raise
     _remove_checkpoints(out)
     return summary
+
+
+def _network(settings: Settings, data: DataSplit) -> nftk.NFTKMLP:
+    if not 0 <= settings.seed < 2**63:
+        raise SettingsError(f"nftk: --seed must be at least 0 and below 2**63, got {settings.seed}")
+    torch.manual_seed(settings.seed)
+    try:
+        return nftk.NFTKMLP(
+            data.in_features,
+            settings.hidden_features,
+            data.classes,
+            activation=settings.activation,
+            output_bias=settings.output_bias,
+            parameterization=_one_of("parameterization", settings.parameterization, ("standard", "ntk")),
+            constraint=constraints.from_config(settings.constraint),
+        )
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, NotImplementedError):
+            raise
+        widths = ",".join(map(str, settings.hidden_features))
+        raise SettingsError(f"nftk: --width must leave a network that fits in memory, got {widths}") from error
 
 
 def _train_both(
@@ -170,8 +182,12 @@ def _finished(out: Path, settings: Settings) -> dict[str, Any] | None:
 
 
 def _remove_checkpoints(out: Path) -> None:
+    """Remove the checkpoints, and what kills in the middle of writing left of any file."""
     for name in (CHECKPOINT, BASELINE_CHECKPOINT):
         (out / name).unlink(missing_ok=True)
+    for name in FILES:
+        for left in out.glob(f".{name}.*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def _fit(settings: Settings, model: nn.Module, pairs: list[Any], out: Path, name: str, progress: Progress) -> History:

@@ -38,9 +38,9 @@ def convert(cls: type[Network], mlp: nn.Module, **keywords: Any) -> Network:
     )
     with torch.no_grad():
         for new, old in zip(model.hidden, hidden, strict=True):
-            new.weight.copy_(old.weight)
+            new.weight.copy_(old.weight).requires_grad_(old.weight.requires_grad)
             if old.bias is not None:
-                new.bias.copy_(old.bias)
+                new.bias.copy_(old.bias).requires_grad_(old.bias.requires_grad)
         model.readout_weights()[-1].copy_(last.weight)
         if last.bias is not None:
             model.output_bias.copy_(last.bias)
@@ -49,10 +49,9 @@ def convert(cls: type[Network], mlp: nn.Module, **keywords: Any) -> Network:
 
 def _parse(mlp: nn.Module) -> tuple[list[nn.Linear], list[nn.Module], list[float]]:
     """Split the stack into L + 1 linear layers, the L activations and dropouts between them."""
-    if not isinstance(mlp, nn.Sequential):
-        raise TypeError(
-            f"nftk.{_OP}: mlp must be an nn.Sequential, got {type(mlp).__name__}; of a module that wraps one, pass that"
-        )
+    if not isinstance(mlp, nn.Sequential) or type(mlp).forward is not nn.Sequential.forward:
+        kind = type(mlp).__name__
+        raise TypeError(f"nftk.{_OP}: mlp must be an nn.Sequential with its own forward, got {kind}; unwrap a wrapper")
     linears: list[nn.Linear] = []
     phis: list[nn.Module] = []
     dropout: list[float] = []
@@ -94,9 +93,13 @@ def _parse(mlp: nn.Module) -> tuple[list[nn.Linear], list[nn.Module], list[float
 
 
 def _leaves(mlp: nn.Sequential, prefix: str = "mlp") -> Iterator[tuple[str, nn.Module]]:
-    for key, module in mlp.named_children():
+    # not named_children, which leaves out a module that stands in two places
+    for key, module in mlp._modules.items():
         name = f"{prefix}[{key}]"
-        if isinstance(module, nn.Sequential):
+        assert module is not None
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"nftk.{_OP}: {name} must have no hooks, which would be lost, got some on {module}")
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             yield from _leaves(module, name)
         else:
             yield name, module

@@ -1,6 +1,7 @@
 """One safetensors file for a network: its tensors, and its settings in the header. Nothing in it is ever executed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,15 @@ def save(model: Any, path: str | Path, metadata: dict[str, Any] | None) -> None:
             f"nftk.NFTKMLP.save: constraint must be one of nftk.constraints, got {model.constraint!r}; "
             "keep state_dict() instead"
         )
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    # cloned, so that tied weights are written twice: safetensors refuses shared memory
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+    known = re.compile(r"hidden\.\d+\.(weight|bias)|readout_weight|omega|output_bias")
+    strange = [name for name in tensors if not known.fullmatch(name)]
+    if strange:
+        raise ValueError(
+            f"nftk.NFTKMLP.save: model must have no parameters but its own, got {strange[0]}; remove parametrizations "
+            "first or keep state_dict()"
+        )
     with replacing(path) as temporary:
         # one key: safetensors writes several in an order of its own, and the same network should be the same bytes
         header = json.dumps({"config": config, "metadata": metadata or {}})

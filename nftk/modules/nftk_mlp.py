@@ -265,8 +265,9 @@ class NFTKMLP(nn.Module):
 
         Args:
             mlp: An ``nn.Sequential`` of ``nn.Linear`` and elementwise activations, with ``nn.Dropout`` anywhere
-                between layers; nested ones and ``torchvision.ops.MLP`` too. Weights are copied. Biases that only
-                some hidden layers have become zeros in the others. A dropout after the last layer is left out,
+                between layers; nested ones and ``torchvision.ops.MLP`` too. Weights are copied; frozen hidden
+                layers stay frozen, and a layer that stands in two places is copied twice. Biases that only some
+                hidden layers have become zeros in the others. A dropout after the last layer is left out,
                 with a warning, because f has none.
             constraint: As in the constructor.
             backend: As in the constructor.

@@ -18,6 +18,10 @@ from nftk.ops.network_formula import Plan, fold, formula, scaled
 _PADDING = 16
 
 
+# of torch.autograd.grad(is_grads_batched=True), a private name of torch; without it such a call raises
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda grad: False)
+
+
 class OneNode(torch.autograd.Function):
     """The whole network as one node of the autograd graph; eager CPU calls only, so no vmap or jvp rule."""
 
@@ -51,7 +55,8 @@ class OneNode(torch.autograd.Function):
         f = torch.mm(folded, states.t()).t()
         ctx.plan = plan
         ctx.save_for_backward(x, omega, readout_weight, output_bias, *layers, states, folded, *kept)
-        return f.contiguous() if output_bias is None else f + output_bias
+        f = f.contiguous()
+        return f if output_bias is None else f.add_(output_bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -60,7 +65,7 @@ class OneNode(torch.autograd.Function):
         depth = len(plan.widths)
         tensors = ctx.saved_tensors  # unpacked anew at every access
         inputs = tensors[: 4 + 2 * depth]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or _is_batched(grad):
             return (None, *_backward_of_formula(plan, inputs, ctx.needs_input_grad[1:], grad))
         x, omega, readout_weight, _, *layers = inputs
         states, folded, *kept = tensors[4 + 2 * depth :]
@@ -104,13 +109,14 @@ class OneNode(torch.autograd.Function):
 def _backward_of_formula(
     plan: Plan, inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
-    """Gradients as differentiable functions of the inputs, for second and higher derivatives."""
+    """Gradients by way of the formula: for second and higher derivatives, and for batches of gradients at once."""
+    differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         # aliases, so that an input which depends on another one is not differentiated through it twice
         aliases = [t.view_as(t) if t is not None else None for t in inputs]
         f = formula(plan, *aliases)  # type: ignore[arg-type]
         wanted = [t for t, need in zip(aliases, needed, strict=True) if need and t is not None]
-        grads = iter(torch.autograd.grad(f, wanted, grad, create_graph=True))
+        grads = iter(torch.autograd.grad(f, wanted, grad, create_graph=differentiable))
     return [next(grads) if need else None for need in needed]
 
 

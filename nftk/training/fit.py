@@ -17,7 +17,7 @@ from nftk.training.checkpoint import check_settings, load_checkpoint, save_check
 from nftk.training.evaluate import resolve_loss
 from nftk.training.history import EpochRecord, History
 from nftk.training.losses import Loss
-from nftk.training.run import Run, StepCallback
+from nftk.training.run import Run, StepCallback, learning_rate
 from nftk.training.schedules import SCHEDULES, Schedule
 
 _OP = "fit"
@@ -144,6 +144,7 @@ def fit(
     if not isinstance(omega, nn.Parameter):
         omega = None
     kind: dict[str, Any] = {"loss": loss if isinstance(loss, str) else "custom", "device": place}
+    _check_trainable(model, omega, schedule)
     train_batches = make_batches(_OP, "train", train, model, batch_size=batch_size, shuffle=True, **kind)
     test_batches = None
     if test is not None:
@@ -171,13 +172,16 @@ def fit(
     if lr_schedule is not None:
         run.schedulers = [lr_schedule(o) for o in (run.optimizer, run.optimizer_omega) if o is not None]
 
-    settings = {
+    settings: dict[str, Any] = {
         "schedule": schedule, "batch_size": batch_size, "lr": lr, "lr_omega": lr_omega,
         "weight_decay": weight_decay, "proximal": proximal, "constraint": repr(run.constraint), "seed": seed,
         "phase_epochs": phase_epochs, "phase_tolerance": phase_tolerance,
-        "loss": loss if isinstance(loss, str) else "custom", "model": repr(model),
+        "loss": loss if isinstance(loss, str) else getattr(loss, "__qualname__", "custom"), "model": repr(model),
+        "trainable": [name for name, p in model.named_parameters() if p.requires_grad],
+        "learning_rates": [learning_rate(o) for o in (run.optimizer, run.optimizer_omega)],
         "optimizers": [type(o).__name__ for o in (run.optimizer, run.optimizer_omega)],
-        "schedulers": [type(s).__name__ for s in run.schedulers], **train_batches.fingerprint(),
+        "schedulers": [type(s).__name__ for s in run.schedulers],
+        **({} if checkpoint is None else train_batches.fingerprint()),
     }  # fmt: skip
     build = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": place.type}
     if stored is not None and checkpoint is not None:
@@ -203,6 +207,23 @@ def fit(
     finally:
         model.train(was_training)
     return run.history
+
+
+def _check_trainable(model: nn.Module, omega: nn.Parameter | None, schedule: str) -> None:
+    if omega is None and any(callable(getattr(module, "project_", None)) for module in model.modules()):
+        raise ValueError(
+            f"nftk.{_OP}: model must be the NFTKMLP itself with omega a Parameter, got {type(model).__name__}; "
+            "for a module around one, use your own loop and nftk.constraints.attach"
+        )
+    theta = [p for p in model.parameters() if p is not omega]
+    trains = {"theta": any(p.requires_grad for p in theta), "omega": omega is not None and omega.requires_grad}
+    if not any(trains.values()) or (schedule == "alternating" and omega is not None and not all(trains.values())):
+        frozen = " and ".join(
+            name for name, free in trains.items() if not free and (name == "theta" or omega is not None)
+        )
+        raise ValueError(
+            f"nftk.{_OP}: model must have parameters to train with schedule {schedule!r}, got {frozen} frozen"
+        )
 
 
 def _usable(device: torch.device | str) -> torch.device:

@@ -51,7 +51,7 @@ class Run:
         """Train for one epoch and evaluate; returns its record."""
         started = time.perf_counter()
         number = len(self.history) + 1
-        rates = [_learning_rate(self.optimizer), _learning_rate(self.optimizer_omega)]
+        rates = [learning_rate(self.optimizer), learning_rate(self.optimizer_omega)]
         phase = self.schedule.phase if self.omega is not None else "joint"
         active: list[Optimizer] = []
         if self.schedule.trains_theta or self.omega is None:
@@ -61,7 +61,7 @@ class Run:
 
         cuda = [self.device] if self.device.type == "cuda" else []
         # all chance of an epoch comes from (seed, epoch), so a resumed run meets the same without stored states
-        with torch.random.fork_rng(devices=cuda):
+        with torch.random.fork_rng(devices=cuda), torch.enable_grad():
             seed = (self.seed * 1_000_003 + number) % 2**63
             torch.default_generator.manual_seed(seed)
             if cuda:
@@ -117,7 +117,9 @@ class Run:
                     p.grad.add_(p - p_0, alpha=self.proximal)
         for optimizer in active:
             optimizer.step()
-        if self.optimizer_omega in active and self.constraint is not None and self.omega is not None:
+        if self.constraint is None or self.omega is None or self.optimizer_omega not in active:
+            return
+        if self.omega.requires_grad:
             self.constraint.project_(self.omega)
 
     def _freeze(self, active: list[Optimizer]) -> list[nn.Parameter]:
@@ -144,9 +146,9 @@ class Run:
         }
 
     def _advice(self) -> str:
-        rates = f"a smaller lr (now {_learning_rate(self.optimizer)})"
+        rates = f"a smaller lr (now {learning_rate(self.optimizer)})"
         if self.omega is not None:
-            rates += f" or lr_omega (now {_learning_rate(self.optimizer_omega)})"
+            rates += f" or lr_omega (now {learning_rate(self.optimizer_omega)})"
         return f"try {rates}, and inputs with mean 0 and variance 1"
 
     def state(self) -> dict[str, Any]:
@@ -226,7 +228,8 @@ class Meter:
         return FloatingPointError(f"nftk.fit: loss must stay finite, got {value} at {where}; {self.advice}")
 
 
-def _learning_rate(optimizer: Optimizer | None) -> float | None:
+def learning_rate(optimizer: Optimizer | None) -> float | None:
+    """Learning rate of an optimizer's first group, or None."""
     if optimizer is None:
         return None
     rates: Iterable[Any] = (group.get("lr") for group in optimizer.param_groups)
