@@ -302,15 +302,6 @@ class TestPathRule:
         x, *rest = make_inputs(SHAPES[1])
         assert isinstance(nftk.ops.network(x.as_subclass(Marked), *rest), Marked)
 
-    def test_inference_tensors_take_the_formula(self):
-        with torch.inference_mode():
-            x, *rest = make_inputs(SHAPES[1])
-            assert nftk.ops.network(x, *rest).shape == (7, 3)
-        x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
-        f = nftk.ops.network(x, *rest)
-        assert path_of(f) == "formula"
-        f.sum().backward()
-
     def test_a_name_or_its_torch_function_is_the_same(self):
         inputs = make_inputs(SHAPES[1], requires_grad=True)
         assert path_of(nftk.ops.network(*inputs, activation=torch.tanh)) == "one node"

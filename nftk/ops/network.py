@@ -39,10 +39,9 @@ def network(
     All scales are 1 in the paper; the "ntk" parameterisation sets them (see NFTKMLP).
 
     Two paths compute the same function. **The rule**: a call takes one autograd node for the whole network when it
-    is an ordinary eager call on a CPU: every tensor a plain float32 or float64 tensor of one dtype there (none made
-    in inference mode and used with gradients), every activation one of the named ones, no autocast, no
-    ``torch.func`` transform, no forward-mode derivative, no ``torch.compile``, ``torch.export`` or ``torch.jit``
-    tracing. Every other call runs the plain formula in differentiable torch operations. The one node saves some
+    is an ordinary eager call on a CPU: every tensor a plain float32 or float64 tensor of one dtype there, every
+    activation one of the named ones, no autocast, no ``torch.func`` transform, no forward-mode derivative, no
+    ``torch.compile``, ``torch.export`` or ``torch.jit`` tracing. Every other call runs the plain formula in differentiable torch operations. The one node saves some
     hundred small operations a training step (bench/bench_training_step.py); its second derivative, and a batch of
     gradients at once, go through the plain formula.
 
@@ -139,9 +138,7 @@ def _ordinary_tensors(tensors: Sequence[Tensor | None]) -> bool:
     dtype = tensors[0].dtype if tensors[0] is not None else None
     if dtype is not torch.float32 and dtype is not torch.float64:
         return False
-    ordinary = all(t is None or (type(t) in _ORDINARY and t.dtype is dtype and t.is_cpu) for t in tensors)
-    # tensors made in inference mode cannot be saved for a backward pass
-    return ordinary and not (torch.is_grad_enabled() and any(t is not None and t.is_inference() for t in tensors))
+    return all(t is None or (type(t) in _ORDINARY and t.dtype is dtype and t.is_cpu) for t in tensors)
 
 
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter))
