@@ -41,9 +41,9 @@ def network(
     Two paths compute the same function. **The rule**: a call takes one autograd node for the whole network when it
     is an ordinary eager call on a CPU: every tensor a plain float32 or float64 tensor of one dtype there, every
     activation one of the named ones, no autocast, no ``torch.func`` transform, no forward-mode derivative, no
-    ``torch.compile``, ``torch.export`` or ``torch.jit`` tracing. Every other call runs the plain formula in differentiable torch operations. The one node saves some
-    hundred small operations a training step (bench/bench_training_step.py); its second derivative, and a batch of
-    gradients at once, go through the plain formula.
+    ``torch.compile``, ``torch.export`` or ``torch.jit`` tracing. Every other call runs the plain formula in
+    differentiable torch operations. The one node saves some hundred small operations a training step
+    (bench/bench_training_step.py); its second derivative, and a batch of gradients at once, go through the formula.
 
     Args:
         x: Inputs, shape ``(..., m)``.
