@@ -137,14 +137,15 @@ def test_second_derivatives(name, path):
 
 
 def test_second_derivative_where_inputs_depend_on_each_other():
-    """The recomputed backward must not differentiate W_1 through x."""
+    """The recomputed backward must not differentiate one input through another: W_1 hangs on x, W_2 on W_1."""
     x, weights, biases, readout_weight, omega = make_inputs((3, 4, (3, 2), 2), requires_grad=True)
 
     def through(call):
         w_1 = weights[0] * x.sum()
-        f = call((x, [w_1, weights[1]], biases, readout_weight, omega))
+        w_2 = weights[1] * w_1.mean()
+        f = call((x, [w_1, w_2], biases, readout_weight, omega))
         (first,) = torch.autograd.grad(f.sin().sum(), x, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), [x, weights[0], omega])
+        return torch.autograd.grad(first.square().sum(), [x, *weights, omega])
 
     got = through(lambda inputs: nftk.ops.network(*inputs, activation="tanh"))
     want = through(lambda inputs: truth(inputs, torch.tanh))
