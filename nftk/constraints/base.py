@@ -48,10 +48,7 @@ class Constraint:
         if omega.ndim != 2:
             shape = list(omega.shape)
             raise ValueError(f"nftk.constraints.{type(self).__name__}: omega must have shape [d, L], got {shape}")
-        if omega.numel():
-            wide = torch.float32 if omega.device.type == "mps" else torch.float64
-            omega.copy_(self._nearest(omega.to(wide)))
-        return omega
+        return self._project_(omega)
 
     def project(self, omega: Tensor) -> Tensor:
         """Return the nearest point of the set as a new tensor; see :meth:`project_`.
@@ -71,6 +68,12 @@ class Constraint:
             A dictionary with the key ``"name"`` and one key a setting.
         """
         return {"name": self.name, **dataclasses.asdict(self)}
+
+    def _project_(self, omega: Tensor) -> Tensor:
+        if omega.numel():
+            wide = torch.float32 if omega.device.type == "mps" else torch.float64
+            omega.copy_(self._nearest(omega.to(wide)))
+        return omega
 
     def _nearest(self, omega: Tensor) -> Tensor:
         raise NotImplementedError

@@ -29,5 +29,6 @@ class NonNegative(Constraint):
 
     name: ClassVar[str] = "nonnegative"
 
-    def _nearest(self, omega: Tensor) -> Tensor:
-        return omega.clamp(min=0)
+    def _project_(self, omega: Tensor) -> Tensor:
+        # exact in every dtype, so without the way through float64; this runs after every training step
+        return omega.clamp_(min=0)
