@@ -86,7 +86,7 @@ class OneNode(torch.autograd.Function):
         # the walk back ends at the first layer below which nothing wants a gradient
         first = next((i for i in range(depth) if need_x or need_weights[i] or need_biases[i]), depth)
         if first < depth:
-            grad_states = _grad_of_states(grad, folded, plan.widths)
+            grad_states, stacked = _grad_of_states(grad, folded, plan.widths)
             by_layer = (x, *states.split(plan.widths, dim=1))
         delta: Tensor | None = None
         for i in reversed(range(first, depth)):
@@ -98,8 +98,12 @@ class OneNode(torch.autograd.Function):
             delta = phi.gradient(grad_h, kept.pop() if phi.in_place is None else by_layer[i + 1])
             if need_weights[i]:
                 grad_weights[i] = _times(torch.mm(delta.t(), by_layer[i]), plan.weight_scales[i])
-            if need_biases[i]:
+            if need_biases[i] and stacked is None:
                 grad_biases[i] = _times(delta.sum(0), plan.bias_scales[i])
+        if first < depth and stacked is not None and any(need_biases):
+            # each delta was written over its grad_h, so they lie one behind the other and take one sum
+            sums = stacked.sum(1).unbind(0)
+            grad_biases = [_times(sums[i], plan.bias_scales[i]) if need_biases[i] else None for i in range(depth)]
         if need_x and delta is not None:
             grad_x = _times(torch.mm(delta, layers[0]), plan.weight_scales[0])
         grad_output_bias = grad.sum(0) if need_output_bias else None
@@ -141,13 +145,13 @@ def _dot_by_layer(a: Tensor, b: Tensor, widths: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.linalg.vecdot(u, v) for u, v in pairs], dim=1)
 
 
-def _grad_of_states(grad: Tensor, folded: Tensor, widths: tuple[int, ...]) -> Sequence[Tensor]:
-    """What reaches each h_l through its own readout, shape (B, n_l); fresh memory, to be added to."""
+def _grad_of_states(grad: Tensor, folded: Tensor, widths: tuple[int, ...]) -> tuple[Sequence[Tensor], Tensor | None]:
+    """What reaches each h_l by its own readout, to be written over; with equal widths also what these are slices of."""
     if len(set(widths)) > 1:
-        parts: Sequence[Tensor] = torch.mm(grad, folded).split(widths, dim=1)
-        return parts
+        return torch.mm(grad, folded).split(widths, dim=1), None
     by_layer: Tensor = folded.unflatten(1, (len(widths), widths[0]))  # [d, L, n]
-    return torch.bmm(grad.expand(len(widths), *grad.shape), by_layer.transpose(0, 1)).unbind(0)
+    stacked = torch.bmm(grad.expand(len(widths), *grad.shape), by_layer.transpose(0, 1))
+    return stacked.unbind(0), stacked
 
 
 def _affine_out(
