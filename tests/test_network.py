@@ -166,6 +166,7 @@ def test_only_the_wanted_gradient(wanted, path):
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 def test_frozen_layers_get_no_work():
     x, weights, biases, readout_weight, omega = make_inputs(SHAPES[1])
     omega.requires_grad_()
