@@ -29,10 +29,12 @@ class TensorBatches:
         if not self.shuffle:
             yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
             return
-        # drawn on the CPU, so that the order is the same on every device
-        order = torch.randperm(len(self.x)).to(self.x.device)
-        for rows in order.split(self.batch_size):
+        for rows in self.draw_order().to(self.x.device).split(self.batch_size):
             yield self.x[rows], self.y[rows]
+
+    def draw_order(self) -> Tensor:
+        """The order of another epoch, drawn on the CPU so that it is the same for every device."""
+        return torch.randperm(len(self.x))
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells these data from others, as far as a checkpoint needs it."""

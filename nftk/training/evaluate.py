@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nftk.training.batches import EVALUATION_BATCH, Batches, make_batches
 from nftk.training.losses import LOSSES, Loss, count_correct, is_labels
@@ -52,20 +52,25 @@ def evaluate_batches(model: nn.Module, batches: Batches, function: Loss) -> Eval
     """Do the work of :func:`evaluate` on data that are checked already."""
     was_training = model.training
     model.eval()
-    total, correct, seen, labels = 0.0, 0, 0, True
+    total: float | Tensor = 0.0
+    correct: int | Tensor = 0
+    seen, labels = 0, True
     try:
         for x, y in batches:
             f = model(x)
-            total += float(function(f, y)) * len(x)
+            value = function(f, y)
+            # to read a batch's sums from a GPU would make the host wait for it
+            total += (value.double() if f.is_cuda else float(value)) * len(x)
             seen += len(x)
             labels = labels and is_labels(y)
             if labels:
-                correct += int(count_correct(f, y))
+                count = count_correct(f, y)
+                correct += count if f.is_cuda else int(count)
     finally:
         model.train(was_training)
     if seen == 0:
         raise ValueError("nftk.evaluate: data must hold at least one example, got none")
-    return Evaluation(total / seen, correct / seen if labels else None)
+    return Evaluation(float(total) / seen, int(correct) / seen if labels else None)
 
 
 def resolve_loss(op: str, loss: str | Loss) -> Loss:

@@ -15,6 +15,7 @@ from nftk.constraints import base as constraints
 from nftk.training.batches import EVALUATION_BATCH, make_batches
 from nftk.training.checkpoint import check_settings, load_checkpoint, save_checkpoint
 from nftk.training.evaluate import resolve_loss
+from nftk.training.graphs import graphs_for
 from nftk.training.history import EpochRecord, History
 from nftk.training.losses import Loss
 from nftk.training.run import Run, StepCallback, learning_rate
@@ -40,6 +41,7 @@ def fit(
     constraint: "str | constraints.Projection | None" = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    cuda_graph: bool | None = None,
     optimizer: OptimizerChoice = None,
     optimizer_omega: OptimizerChoice = None,
     lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
@@ -83,6 +85,11 @@ def fit(
             own, "none" for no constraint.
         seed: Of the shuffling and of every other chance in the epochs. The global generator is left as it was.
         device: Where to train; None for where the model is.
+        cuda_graph: Whether the whole step is one CUDA graph, launched once a step. None: on a GPU, where ``train`` is a
+            pair of tensors, each optimizer is ``SGD`` or made with ``capturable=True``, and model, loss and constraint
+            are made of nftk's and torch's own parts without hooks. True: also with parts and hooks of your own, if
+            their Python does the same at every step, since a graph runs it only once. False: never. The first three
+            steps with the same learning rates and the last, smaller batch of an epoch run without a graph.
         optimizer: Of theta, in place of SGD: an optimizer over parameters of the model, or a function that makes
             one from a list of them (``lr`` and ``weight_decay`` are then its own affair).
         optimizer_omega: Of Omega, likewise.
@@ -101,8 +108,11 @@ def fit(
 
     Raises:
         ValueError: If a setting is out of range, data do not fit the model, labels are out of range, inputs are not
-            finite, ``checkpoint`` exists without ``resume``, or belongs to other settings.
-        TypeError: If data have another form or dtype.
+            finite, ``checkpoint`` exists without ``resume``, or belongs to other settings, or ``cuda_graph=True`` where
+            no step can be a graph.
+        TypeError: If data have another form or dtype, or ``cuda_graph`` is neither a bool nor None.
+        RuntimeError: If with ``cuda_graph=True`` a step makes the host wait, or cannot be captured. (With None fit
+            warns, and goes on without a graph.)
         FloatingPointError: If the loss stops being finite; the message names epoch and step. On a CPU the model
             then holds the parameters before that step.
 
@@ -125,6 +135,8 @@ def fit(
     for name, value in {"lr": lr, "lr_omega": lr_omega, "weight_decay": weight_decay, "proximal": proximal}.items():
         check_number(_OP, name, value)
     check_number(_OP, "phase_tolerance", phase_tolerance)
+    if cuda_graph is not None and not isinstance(cuda_graph, bool):
+        raise TypeError(f"nftk.fit: cuda_graph must be True, False or None, got {cuda_graph!r}")
     loss_function = resolve_loss(_OP, loss)
     if resume and checkpoint is None:
         raise ValueError("nftk.fit: checkpoint must name a file for resume=True, got None")
@@ -169,6 +181,7 @@ def fit(
         device=place,
         on_step=on_step,
     )
+    run.graphs = graphs_for(run, cuda_graph)
     if lr_schedule is not None:
         run.schedulers = [lr_schedule(o) for o in (run.optimizer, run.optimizer_omega) if o is not None]
 
@@ -206,6 +219,7 @@ def fit(
                 on_epoch(record)
     finally:
         model.train(was_training)
+        run.graphs = None  # its memory, now and not when the cycle through run is collected
     return run.history
 
 

@@ -1,7 +1,6 @@
 """One training run as an object: what it is made of, one epoch of it, and its state."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,12 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from nftk.constraints import base as constraints
 from nftk.training.batches import Batches, generators
 from nftk.training.evaluate import evaluate_batches
+from nftk.training.graphs import StepGraphs
 from nftk.training.history import EpochRecord, History
-from nftk.training.losses import Loss, count_correct, is_labels
+from nftk.training.losses import Loss
+from nftk.training.meter import Meter
 from nftk.training.schedules import Schedule
 
 StepCallback = Callable[[int, int, int], None]
-_NEVER = 2**62
 
 
 @dataclasses.dataclass
@@ -41,6 +41,7 @@ class Run:
     device: torch.device
     on_step: StepCallback | None = None
     history: History = dataclasses.field(default_factory=History)
+    graphs: StepGraphs | None = None
 
     def __post_init__(self) -> None:
         self.theta = [p for p in self.model.parameters() if p is not self.omega and p.requires_grad]
@@ -65,7 +66,8 @@ class Run:
             seed = (self.seed * 1_000_003 + number) % 2**63
             torch.default_generator.manual_seed(seed)
             if cuda:
-                torch.cuda.manual_seed(seed)
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(seed)
             loss, accuracy = self._pass(number, active)
             test = None if self.test is None else evaluate_batches(self.model, self.test, self.loss)
 
@@ -90,24 +92,30 @@ class Run:
 
     def _pass(self, number: int, active: list[Optimizer]) -> tuple[float, float | None]:
         """One pass over the training data; returns its mean loss and accuracy."""
-        meter = Meter(self.device, number, len(self.train), self._advice())
         frozen = self._freeze(active)
         self.model.train()
         try:
+            if self.graphs is not None:
+                return self.graphs.epoch(number, self._advice(), active, self.on_step)
+            meter = Meter(self.device, number, len(self.train), self._advice())
             for step, (x, y) in enumerate(self.train, 1):
-                for optimizer in active:
-                    optimizer.zero_grad(set_to_none=True)
-                f = self.model(x)
-                loss = self.loss(f, y)
-                meter.add(loss, f, y)
-                loss.backward()
-                self._update(active)
+                self.step(x, y, active, meter)
                 if self.on_step is not None:
                     self.on_step(number, step, len(self.train))
+            return meter.read()
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-        return meter.read()
+
+    def step(self, x: Tensor, y: Tensor, active: list[Optimizer], meter: Meter) -> None:
+        """Train on one batch."""
+        for optimizer in active:
+            optimizer.zero_grad(set_to_none=True)
+        f = self.model(x)
+        loss = self.loss(f, y)
+        meter.add(loss, f, y)
+        loss.backward()
+        self._update(active)
 
     @torch.no_grad()
     def _update(self, active: list[Optimizer]) -> None:
@@ -181,51 +189,6 @@ class Run:
         for generator, stored in zip(generators(self.train), state["generators"], strict=True):
             generator.set_state(stored)
         self.history = History(EpochRecord(**record) for record in state["history"])
-
-
-class Meter:
-    """Mean loss and accuracy of an epoch, and the watch for a loss that is not finite.
-
-    On a CPU a bad loss stops the run before its update. On any other device reading it would make the host wait at
-    every step, so the number of the first bad step stays there and is read when the epoch ends.
-    """
-
-    def __init__(self, device: torch.device, epoch: int, steps: int, advice: str) -> None:
-        self.at_once = device.type == "cpu"
-        self.epoch, self.steps, self.advice = epoch, steps, advice
-        self.step, self.seen, self.labels = 0, 0, True
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        self.total = torch.zeros((), dtype=wide, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.first_bad = torch.full((), _NEVER, dtype=torch.int64, device=device)
-
-    @torch.no_grad()
-    def add(self, loss: Tensor, f: Tensor, y: Tensor) -> None:
-        """Take in one batch, before its update."""
-        self.step += 1
-        if self.at_once:
-            if not math.isfinite(loss.item()):
-                raise self._error(self.step, loss.item())
-        else:
-            bad = torch.where(loss.isfinite(), _NEVER, self.step)
-            torch.minimum(self.first_bad, bad, out=self.first_bad)
-        self.seen += len(y)
-        self.total += loss * len(y)
-        self.labels = self.labels and is_labels(y)
-        if self.labels:
-            self.correct += count_correct(f, y)
-
-    def read(self) -> tuple[float, float | None]:
-        """Mean loss and accuracy; raises FloatingPointError if a step was bad."""
-        if self.first_bad.item() < _NEVER:
-            raise self._error(int(self.first_bad), float("nan"))
-        if self.seen == 0:
-            raise ValueError("nftk.fit: train must yield at least one batch, got none")
-        return self.total.item() / self.seen, int(self.correct) / self.seen if self.labels else None
-
-    def _error(self, step: int, value: float) -> FloatingPointError:
-        where = f"epoch {self.epoch}, step {step}" + (f" of {self.steps}" if self.steps else "")
-        return FloatingPointError(f"nftk.fit: loss must stay finite, got {value} at {where}; {self.advice}")
 
 
 def learning_rate(optimizer: Optimizer | None) -> float | None:
