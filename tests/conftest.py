@@ -1,10 +1,16 @@
 """Session-wide fixtures."""
 
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # before Triton is imported: its interpreter then runs the kernels here
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +33,31 @@ def data_dir():
     if not Path(folder).is_dir():
         pytest.fail(f"NFTK_DATA names {folder}, which is not a folder")
     return Path(folder)
+
+
+@pytest.fixture
+def grid():
+    """Triton's interpreter as tests/emulation.py mends it; yields what knows of its launches."""
+    if not HAS_TRITON:
+        pytest.skip("Triton is not installed (it has no build for this system)")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the interpreter is off, because a GPU is there: tests/test_gpu_kernels.py runs the kernels on it")
+    from emulation import emulate
+
+    with emulate() as found:
+        yield found
+
+
+@pytest.fixture
+def small_tiles(grid, monkeypatch):
+    """The smallest tiles, so that small shapes have many; yields a function that sets the number of splits."""
+    from nftk.kernels import _workspace, choice
+
+    def set_splits(splits):
+        tiles = choice.Tiles(16, 16, 16, splits, 4, 2)
+        monkeypatch.setattr(choice, "default_tiles", lambda *args, **kwargs: tiles)
+
+    set_splits(0)
+    yield set_splits
+    for zeros in _workspace._by_stream.values():
+        assert not zeros.any(), "a kernel left a counter behind"

@@ -68,7 +68,7 @@ def path_of(f):
 @pytest.fixture(params=["one node", "formula"])
 def path(request, monkeypatch):
     if request.param == "formula":
-        monkeypatch.setattr(network_module, "_ordinary_call", lambda: False)
+        monkeypatch.setattr(network_module, "_ordinary_call", lambda device: False)
     return request.param
 
 
@@ -335,7 +335,7 @@ def change(inputs, **new):
         ({"activation": ["relu", "tanh"]}, ValueError, "activations must have 3 entries, one a layer, got 2"),
         ({"weight_scales": (1.0,)}, ValueError, "weight_scales must have 3 entries, one a layer, got 1"),
         ({"backend": "metal"}, ValueError, "backend must be one of 'auto', .* got 'metal'"),
-        ({"backend": "triton"}, NotImplementedError, "backend must be one of .*torch.* got 'triton'"),
+        ({"backend": "cuda"}, NotImplementedError, "backend must be one of .*torch.* got 'cuda'"),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
 )

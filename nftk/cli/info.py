@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import nftk
-from nftk._dispatch import BACKENDS, WHY_NOT
+from nftk._dispatch import BACKENDS, why_not
 
 _OPTIONAL = {"typer": "app", "rich": "app", "matplotlib": "app", "scikit-learn": "app"}
 
@@ -22,7 +22,7 @@ def info() -> dict[str, Any]:
         "torch": torch.__version__,
         "cpu_threads": torch.get_num_threads(),
         "devices": _devices(),
-        "backends": {name: _state(WHY_NOT[name]) for name in BACKENDS if name != "auto"},
+        "backends": {name: _state(why_not(name, "cuda")) for name in BACKENDS if name != "auto"},
         "packages": {name: _package(name, extra) for name, extra in _OPTIONAL.items()},
         "NFTK_DATA": os.environ.get("NFTK_DATA"),
     }

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from nftk._checks import check_choice, check_integer, check_number
-from nftk._dispatch import BACKENDS, resolve
+from nftk._dispatch import check_backend
 from nftk.constraints import base as constraints
 from nftk.modules.hidden_layer import HiddenLinear, plain_parameters
 from nftk.ops import activations
-from nftk.ops.network import run
-from nftk.ops.network_formula import Plan, weighted_sum
+from nftk.ops import precision as precisions
+from nftk.ops.network import SUPPORTED, run
+from nftk.ops.network_formula import Plan
+from nftk.ops.readout import readout
 
 _OP = "NFTKMLP"
 Phi = str | Callable[[Tensor], Tensor]
@@ -49,7 +51,9 @@ class NFTKMLP(nn.Module):
         omega_init: Start of Omega: None for 1/L everywhere, a number, or a ``(d, L)`` tensor.
         constraint: What :meth:`project_` projects Omega onto: ``"nonnegative"``, ``"simplex"``, ``"l1ball"``,
             ``"groupsparse"``, an object of ``nftk.constraints`` (or any with ``project_(omega)``), or None.
-        backend: ``"auto"`` or ``"torch"``; see :func:`nftk.ops.network`, which also has the rule for the path taken.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``; see :func:`nftk.ops.network`, which also has the rule for
+            the path taken. "triton" serves the readouts alone while a dropout is active, or a hook on a layer.
+        precision: Of float32 products on a GPU: ``"highest"``, ``"tf32"`` or ``"bf16"``, as there.
         dropout: Probability with which entries of each h_l are zeroed in training mode: a number, or one a layer.
         weight_var: s_w^2 of the "ntk" parameterisation, a number or one a layer.
         bias_var: s_b^2, likewise.
@@ -97,6 +101,7 @@ class NFTKMLP(nn.Module):
         omega_init: float | Tensor | None = None,
         constraint: "str | constraints.Projection | None" = "nonnegative",
         backend: str = "auto",
+        precision: str = "highest",
         dropout: float | Sequence[float] = 0.0,
         weight_var: float | Sequence[float] = 2.0,
         bias_var: float | Sequence[float] = 0.0,
@@ -115,9 +120,9 @@ class NFTKMLP(nn.Module):
         self.out_features = check_integer(_OP, "out_features", out_features, 1)
         check_choice(_OP, "parameterization", parameterization, get_args(Parameterization))
         self.parameterization = parameterization
-        check_choice(_OP, "backend", backend, BACKENDS)
-        resolve(_OP, backend, ("torch",))
+        check_backend(_OP, backend, SUPPORTED)
         self.backend = backend
+        self.precision = precisions.canonical(_OP, precision)
         self.constraint = constraints.resolve(constraint)
         self.weight_var = self._per_layer("weight_var", weight_var, above=True)
         self.bias_var = self._per_layer("bias_var", bias_var)
@@ -162,8 +167,8 @@ class NFTKMLP(nn.Module):
             nn.init.normal_(layer.weight) if ntk else nn.init.xavier_normal_(layer.weight)
             if layer.bias is not None:
                 nn.init.normal_(layer.bias) if ntk else nn.init.zeros_(layer.bias)
-        for readout in self.readout_weights():
-            nn.init.normal_(readout) if ntk else nn.init.xavier_normal_(readout)
+        for v in self.readout_weights():
+            nn.init.normal_(v) if ntk else nn.init.xavier_normal_(v)
         if self.output_bias is not None:
             nn.init.normal_(self.output_bias) if ntk else nn.init.zeros_(self.output_bias)
         start = 1.0 / len(self.hidden) if self.omega_init is None else self.omega_init
@@ -193,9 +198,18 @@ class NFTKMLP(nn.Module):
         layers = None if dropping else plain_parameters(self.hidden)
         if layers is not None:
             self._check_input(x)
-            return run(self._plan, x, *layers, self.readout_weight, self.omega, self.output_bias)
-        f = weighted_sum(self._plan, self.hidden_states(x), self.readout_weight, self.omega)
-        return f if self.output_bias is None else f + self.output_bias
+            everything = (*layers, self.readout_weight, self.omega, self.output_bias)
+            return run(self._plan, self.precision, self.backend, x, *everything)
+        f = readout(
+            self.hidden_states(x),
+            self.readout_weight,
+            self.omega,
+            readout_scales=self._plan.readout_scales,
+            precision=self.precision,
+            backend=self.backend,
+        )
+        assert isinstance(f, Tensor)
+        return f if self.output_bias is None else f + self.output_bias.to(f.dtype)
 
     def hidden_states(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return h_1 .. h_L.
@@ -344,6 +358,7 @@ class NFTKMLP(nn.Module):
             "parameterization": self.parameterization,
             "constraint": constraint.config() if isinstance(constraint, constraints.Constraint) else None,
             "backend": self.backend,
+            "precision": self.precision,
             "dropout": list(self.dropout),
             **({name: list(v) for name, v in self._variances().items()} if self.parameterization == "ntk" else {}),
         }

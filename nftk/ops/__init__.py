@@ -1,5 +1,6 @@
 """The accelerated operations, as functions of plain tensors; ``nftk.reference`` has their definitions."""
 
 from nftk.ops.network import network
+from nftk.ops.readout import readout
 
-__all__ = ["network"]
+__all__ = ["network", "readout"]

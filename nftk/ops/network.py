@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from nftk._checks import check_choice, check_same, check_shape, check_tensor
-from nftk._dispatch import BACKENDS, resolve
-from nftk.ops import activations
-from nftk.ops.network_formula import Plan, formula
+from nftk._checks import check_same, check_shape, check_tensor
+from nftk._dispatch import check_backend, resolve, why_not
+from nftk.ops import activations, network_triton
+from nftk.ops import precision as precisions
+from nftk.ops.network_formula import Plan, formula, hidden_states, transform_active
 from nftk.ops.network_node import OneNode
+from nftk.ops.readout import run as run_readout
+from nftk.ops.readout import triton_lacks
 
 _OP = "ops.network"
-_SUPPORTED = ("torch",)  # fastest first
+SUPPORTED = ("triton", "torch")  # fastest first
 
 
 def network(
@@ -28,6 +31,7 @@ def network(
     weight_scales: Sequence[float] | None = None,
     bias_scales: Sequence[float] | None = None,
     readout_scales: Sequence[float] | None = None,
+    precision: str = "highest",
     backend: str = "auto",
 ) -> Tensor:
     r"""Output of an NFT-K network: all hidden layers, all readouts and their Omega-weighted sum.
@@ -38,12 +42,20 @@ def network(
 
     All scales are 1 in the paper; the "ntk" parameterisation sets them (see NFTKMLP).
 
-    Two paths compute the same function. **The rule**: a call takes one autograd node for the whole network when it
-    is an ordinary eager call on a CPU: every tensor a plain float32 or float64 tensor of one dtype there, every
-    activation one of the named ones, no autocast, no ``torch.func`` transform, no forward-mode derivative, no
-    ``torch.compile``, ``torch.export`` or ``torch.jit`` tracing. Every other call runs the plain formula in
-    differentiable torch operations. The one node saves some hundred small operations a training step
-    (bench/bench_training_step.py); its second derivative, and a batch of gradients at once, go through the formula.
+    All paths compute the same function, and which one is taken follows from **the rule** (:func:`path` tells):
+
+    - ``"triton"``: by name, and from "auto" on a CUDA GPU outside ``torch.func`` transforms, where the kernels serve
+      the call: float32, bfloat16 or float16, one of the named activations for all layers, at most 64 outputs, no
+      layer wider than 1,024, at most 100 layers. One launch forward, two backward.
+    - ``"layers"``: from "auto" where these serve all but the shape or the activations: torch's own operations layer
+      by layer, then the one launch of :func:`nftk.ops.readout`.
+    - ``"node"``: one autograd node of torch operations, for other ordinary eager calls: every tensor a plain float32
+      or float64 tensor of one dtype and device, every activation one of the named ones, no autocast, no
+      ``torch.func`` transform, no forward-mode derivative, no ``torch.compile``, ``torch.export`` or ``torch.jit``
+      tracing. On a CPU it saves some hundred small operations a training step (bench/bench_training_step.py).
+    - ``"formula"``: plain differentiable torch operations, for all else.
+
+    Second derivatives, and a batch of gradients at once, go through the formula on every path.
 
     Args:
         x: Inputs, shape ``(..., m)``.
@@ -57,7 +69,10 @@ def network(
         weight_scales: a_l; None for 1.
         bias_scales: c_l; None for 1.
         readout_scales: r_l; None for 1.
-        backend: ``"auto"`` or ``"torch"``.
+        precision: Of float32 products: ``"highest"``, as exact as float32; ``"tf32"`` or ``"bf16"`` where that is
+            faster (torch's "high" and "medium" are accepted). On the "formula" and "layers" paths the products of
+            the layers themselves follow ``torch.set_float32_matmul_precision``.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``; a named one is used or raises.
 
     Returns:
         f, shape ``(..., d)``, in the dtype of the inputs (under autocast, in autocast's).
@@ -65,14 +80,17 @@ def network(
     Raises:
         ValueError: If shapes, dtypes or devices disagree, or a name is unknown.
         TypeError: If an input is not a floating tensor.
-        NotImplementedError: If ``backend`` has no code for this operation.
+        NotImplementedError: If ``backend`` has no code for this call; the message says what of it.
+        RuntimeError: If ``backend`` exists but cannot run here; the message says why.
 
     Derivatives:
-        Any order in all tensors; ``vmap``, ``jacrev``, ``jvp`` and forward mode work.
+        Any order in all tensors; ``vmap``, ``jacrev``, ``jvp`` and forward mode work, except forward mode on
+        ``"triton"`` by name, which raises. Gradients are bit-identical from run to run.
 
     Memory:
-        Both paths save the hidden states for backward (and the g_l, where phi' is a function of g). The largest
-        temporary is all hidden states side by side.
+        Every path saves the hidden states for backward (and the g_l, where phi' is a function of g). The largest
+        temporary is all hidden states side by side; ``"triton"`` without gradients keeps two layers of each block of
+        rows in work.
 
     References:
         Alemohammad et al., NFT-K: Non-Fungible Tangent Kernels, ICASSP 2022, arXiv 2110.04945, equations 1-3, 7, 8.
@@ -83,8 +101,8 @@ def network(
         >>> nftk.ops.network(3 * one, [one, 2 * one], [one[0], one[0]], torch.ones(1, 2), torch.tensor([[10.0, 1.0]]))
         tensor([[49.]])
     """
-    check_choice(_OP, "backend", backend, BACKENDS)
-    resolve(_OP, backend, _SUPPORTED)
+    wanted = precisions.canonical(_OP, precision)
+    check_backend(_OP, backend, SUPPORTED)
     _check(x, weights, biases, readout_weight, omega, output_bias)
     layers = len(weights)
     phis = [activation] * layers if isinstance(activation, str) or callable(activation) else list(activation)
@@ -99,11 +117,13 @@ def network(
     for name, values in plan._asdict().items():
         if len(values) != layers:
             raise ValueError(f"nftk.{_OP}: {name} must have {layers} entries, one a layer, got {len(values)}")
-    return run(plan, x, weights, biases, readout_weight, omega, output_bias)
+    return run(plan, wanted, backend, x, weights, biases, readout_weight, omega, output_bias)
 
 
 def run(
     plan: Plan,
+    precision: str,
+    backend: str,
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
@@ -111,34 +131,74 @@ def run(
     omega: Tensor,
     output_bias: Tensor | None,
 ) -> Tensor:
-    """Compute f by the path that the rule of :func:`network` names; nothing is checked."""
+    """Compute f by the path that the rule of :func:`network` names; shapes and names are not checked."""
     tensors = (omega, readout_weight, output_bias, *weights, *biases)
-    if _ordinary_call() and _ordinary_tensors((x, *tensors)) and all(phi.gradient for phi in plan.activations):
+    taken = path(plan, backend, x, tensors)
+    if taken == "triton":
+        return network_triton.run(plan, precision, x, *tensors)  # type: ignore[arg-type]
+    if taken == "node":
         rows = x.reshape(-1, x.shape[-1])
         out: Tensor = OneNode.apply(plan, rows, *tensors)  # type: ignore[no-untyped-call]
         return out if x.ndim == 2 else out.view(*x.shape[:-1], out.shape[-1])
+    if taken == "layers":
+        states = hidden_states(plan, x, *weights, *biases)
+        f = run_readout(states, readout_weight, omega, plan.readout_scales, False, precision, "triton")
+        assert isinstance(f, Tensor)
+        return f if output_bias is None else f + output_bias.to(f.dtype)
     return formula(plan, x, *tensors)  # type: ignore[arg-type]
 
 
-# private names of torch, in one place; where a future torch lacks one, a transform that meets the one node raises
-_transform_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+def path(plan: Plan, backend: str, x: Tensor, tensors: Sequence[Tensor | None]) -> str:
+    """Which path a call takes: "triton", "layers", "node" or "formula".
+
+    Args:
+        plan: The network.
+        backend: What was asked for.
+        x: Inputs.
+        tensors: Omega, readout weight, output bias, weights, biases.
+
+    Returns:
+        The path's name, see :func:`network`.
+
+    Raises:
+        NotImplementedError: If a backend was named that has no code for the call.
+        RuntimeError: If a backend was named that cannot run here.
+    """
+    device = x.device.type
+    if backend != "torch" and (backend != "auto" or device == "cuda"):
+        omega = tensors[0]
+        assert omega is not None
+        everything = (x, *tensors)
+        lack = network_triton.unserved(plan, everything, x.shape[-1], omega.shape[0], backend)
+        if resolve(_OP, backend, SUPPORTED, device, {"triton": lack}) == "triton":
+            return "triton"
+        named = [t for t in everything if t is not None]
+        served = why_not("triton", device) is None and triton_lacks(named, "auto", len(plan.widths)) is None
+        # where torch's setting rounds, the one node is the exact way
+        if served and (not precisions.torch_would_round(x) or any(phi.gradient is None for phi in plan.activations)):
+            return "layers"
+    if _ordinary_call(device) and _ordinary_tensors((x, *tensors)) and all(phi.gradient for phi in plan.activations):
+        return "node"
+    return "formula"
 
 
-def _ordinary_call() -> bool:
+def _ordinary_call(device: str) -> bool:
     return not (
         torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or _transform_active()
+        or torch.is_autocast_enabled(device)
+        or transform_active()
         or getattr(forward_ad, "_current_level", -1) >= 0
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
 
 
 def _ordinary_tensors(tensors: Sequence[Tensor | None]) -> bool:
-    dtype = tensors[0].dtype if tensors[0] is not None else None
-    if dtype is not torch.float32 and dtype is not torch.float64:
+    first = tensors[0]
+    assert first is not None
+    dtype, device = first.dtype, first.device
+    if (dtype is not torch.float32 and dtype is not torch.float64) or device.type not in ("cpu", "cuda"):
         return False
-    return all(t is None or (type(t) in _ORDINARY and t.dtype is dtype and t.is_cpu) for t in tensors)
+    return all(t is None or (type(t) in _ORDINARY and t.dtype is dtype and t.device == device) for t in tensors)
 
 
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter))
@@ -175,5 +235,6 @@ def _check(
     check_shape(_OP, "omega", omega, (readout_weight.shape[0], len(weights)))
     if output_bias is not None:
         check_shape(_OP, "output_bias", output_bias, (readout_weight.shape[0],))
-    check_same(_OP, "dtype", **present)
+    if not torch.is_autocast_enabled(x.device.type):
+        check_same(_OP, "dtype", **present)
     check_same(_OP, "device", **present)

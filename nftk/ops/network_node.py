@@ -1,4 +1,4 @@
-"""The network operation as one node of the autograd graph, for eager calls on a CPU.
+"""The network operation as one node of the autograd graph, for eager calls in torch's own operations.
 
 Autograd sees a training step of the paper's shape as some hundred small operations, and a loop over the readouts
 adds as many. Here the hidden states lie side by side in one buffer, so that all readouts, their gradients and what
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nftk.ops.network_formula import Plan, fold, formula, scaled
+from nftk.ops import precision as precisions
+from nftk.ops.network_formula import Plan, fold, formula_gradients, scaled
 
 # columns behind the hidden states: without them rows of 2,560 float32, ten layers of 256, would be a multiple of
 # 2 KiB apart and crowd into the same few sets of the cache
@@ -23,7 +24,7 @@ _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gra
 
 
 class OneNode(torch.autograd.Function):
-    """The whole network as one node of the autograd graph; eager CPU calls only, so no vmap or jvp rule."""
+    """The whole network as one node of the autograd graph; eager calls only, so no vmap or jvp rule."""
 
     @staticmethod
     def forward(
@@ -36,6 +37,25 @@ class OneNode(torch.autograd.Function):
         *layers: Tensor | None,
     ) -> Tensor:
         """Return f of rows x; layers are the L weights, then the L biases."""
+        with precisions.full_precision(x):
+            return OneNode._forward(ctx, plan, x, omega, readout_weight, output_bias, *layers)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Return the gradients that are wanted, walking back once through the layers."""
+        with precisions.full_precision(grad):
+            return OneNode._backward(ctx, grad)
+
+    @staticmethod
+    def _forward(
+        ctx: Any,
+        plan: Plan,
+        x: Tensor,
+        omega: Tensor,
+        readout_weight: Tensor,
+        output_bias: Tensor | None,
+        *layers: Tensor | None,
+    ) -> Tensor:
         depth = len(plan.widths)
         buffer = x.new_empty(x.shape[0], sum(plan.widths) + _PADDING)
         states = buffer[:, :-_PADDING]  # [B, n_1 + ... + n_L]
@@ -50,7 +70,7 @@ class OneNode(torch.autograd.Function):
                 kept.append(_affine_out(h, weight, bias, plan.weight_scales[i], plan.bias_scales[i], g))
                 state.copy_(phi.function(g))
             h = state
-        folded = fold(readout_weight, scaled(plan, omega), plan.widths)  # [d, n_1 + ... + n_L]
+        folded = fold(readout_weight, scaled(plan.readout_scales, omega), plan.widths)  # [d, n_1 + ... + n_L]
         # this order of the factors is the faster one for d much smaller than the batch
         f = torch.mm(folded, states.t()).t()
         ctx.plan = plan
@@ -59,14 +79,13 @@ class OneNode(torch.autograd.Function):
         return f if output_bias is None else f.add_(output_bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Return the gradients that are wanted, walking back once through the layers."""
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         plan: Plan = ctx.plan
         depth = len(plan.widths)
         tensors = ctx.saved_tensors  # unpacked anew at every access
         inputs = tensors[: 4 + 2 * depth]
         if torch.is_grad_enabled() or _is_batched(grad):
-            return (None, *_backward_of_formula(plan, inputs, ctx.needs_input_grad[1:], grad))
+            return (None, *formula_gradients(plan, inputs, ctx.needs_input_grad[1:], grad))
         x, omega, readout_weight, _, *layers = inputs
         states, folded, *kept = tensors[4 + 2 * depth :]
         _, need_x, need_omega, need_readout, need_output_bias, *need_layers = ctx.needs_input_grad
@@ -76,9 +95,9 @@ class OneNode(torch.autograd.Function):
         if need_omega or need_readout:
             grad_folded = torch.mm(grad.t(), states)  # [d, n_1 + ... + n_L]
             if need_omega:
-                grad_omega = scaled(plan, _dot_by_layer(grad_folded, readout_weight, plan.widths))
+                grad_omega = scaled(plan.readout_scales, _dot_by_layer(grad_folded, readout_weight, plan.widths))
             if need_readout:
-                grad_readout = _fold_(grad_folded, scaled(plan, omega), plan.widths)
+                grad_readout = _fold_(grad_folded, scaled(plan.readout_scales, omega), plan.widths)
 
         grad_weights: list[Tensor | None] = [None] * depth
         grad_biases: list[Tensor | None] = [None] * depth
@@ -108,20 +127,6 @@ class OneNode(torch.autograd.Function):
             grad_x = _times(torch.mm(delta, layers[0]), plan.weight_scales[0])
         grad_output_bias = grad.sum(0) if need_output_bias else None
         return (None, grad_x, grad_omega, grad_readout, grad_output_bias, *grad_weights, *grad_biases)
-
-
-def _backward_of_formula(
-    plan: Plan, inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
-) -> list[Tensor | None]:
-    """Gradients by way of the formula: for second and higher derivatives, and for batches of gradients at once."""
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # aliases, so that an input which depends on another one is not differentiated through it twice
-        aliases = [t.view_as(t) if t is not None else None for t in inputs]
-        f = formula(plan, *aliases)  # type: ignore[arg-type]
-        wanted = [t for t, need in zip(aliases, needed, strict=True) if need and t is not None]
-        grads = iter(torch.autograd.grad(f, wanted, grad, create_graph=differentiable))
-    return [next(grads) if need else None for need in needed]
 
 
 def _fold_(readout_weight: Tensor, omega: Tensor, widths: tuple[int, ...]) -> Tensor:

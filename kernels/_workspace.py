@@ -1,0 +1,41 @@
+"""Counters that are zero before every launch and after it, without a memset in between."""
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 16
+_by_stream: dict[tuple[str, int, int], Tensor] = {}
+_for_capture: dict[int, list[Tensor]] = {}
+
+
+def counters(count: int, device: torch.device) -> Tensor:
+    """Return count zeros, int32. The kernel that takes them puts them back to zero.
+
+    Launches on one stream run one after the other, so they share one block of memory. A launch that is captured in a
+    CUDA graph can be replayed beside anything, so each has a part of its own.
+    """
+    index, stream = 0, 0
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if torch.cuda.is_current_stream_capturing():
+            return _own_part(count, device, index)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    key = (device.type, index, stream)
+    found = _by_stream.get(key)
+    if found is None or len(found) < count:
+        found = torch.zeros(max(count, _CHUNK), dtype=torch.int32, device=device)
+        _by_stream[key] = found
+        # zeroed while nothing is captured, for the first captures to cut from
+        _for_capture.setdefault(index, [torch.zeros(_CHUNK, dtype=torch.int32, device=device)])
+    return found[:count]
+
+
+def _own_part(count: int, device: torch.device, index: int) -> Tensor:
+    spare = _for_capture.get(index)
+    if not spare or len(spare[0]) < count:
+        # a memset in the graph: right, and one launch more
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    # 16 bytes apart, so that all are aligned alike and Triton compiles for one alignment
+    cut = -(-count // 4) * 4
+    part, spare[0] = spare[0][:count], spare[0][cut:]
+    return part
