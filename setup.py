@@ -6,5 +6,5 @@ setup(
     packages=[*find_packages(include=["nftk", "nftk.*"]), "nftk.kernels"],
     # a top-level package named kernels would collide with the one on PyPI
     package_dir={"nftk": "nftk", "nftk.kernels": "kernels"},
-    package_data={"nftk": ["py.typed"]},
+    package_data={"nftk": ["py.typed"], "nftk.kernels": ["tuned/*.json"]},
 )

@@ -1,5 +1,6 @@
-"""python bench/tables.py [--check]: write the README's tables from the records in bench/results and results."""
+"""python bench/tables.py [--check]: write the tables of README.md and bench/README.md from the records."""
 
+import functools
 import json
 import statistics
 import sys
@@ -45,12 +46,135 @@ def step_table(root=ROOT):
     return "\n".join(lines)
 
 
-TABLES = {"accuracy": accuracy_table, "step": step_table}
+NONE_YET = "Not yet run on a GPU."
+# the order of columns; what is not named here comes after
+PROVIDERS = (
+    "eager-loop", "eager-stacked", "graph-loop", "graph-stacked", "compile", "compile-max", "matmul", "plain",
+    "plain-graph", "torch", "nftk-torch", "nftk", "nftk-graph", "triton", "triton-graph",
+)  # fmt: skip
 
 
-def filled(text):
-    """Return the README's text with each table between its two marks replaced."""
-    for name, table in TABLES.items():
+def folders(on_gpu, root=ROOT):
+    """The folders of records, one a device."""
+    found = sorted(path for path in (root / "bench" / "results").glob("*") if path.is_dir())
+    return [path for path in found if (path.name != "cpu") is on_gpu]
+
+
+def op_table(op, on_gpu, root=ROOT):
+    """One line a case and pass: what has to move and be computed, and each provider's time."""
+    parts = []
+    for folder in folders(on_gpu, root):
+        records = [read(path) for path in sorted(folder.glob(f"{op}_*.json"))]
+        if records:
+            parts.append(f"{_told(records)}\n\n{_lines(records)}")
+    return "\n\n".join(parts) or (NONE_YET if on_gpu else "No record.")
+
+
+def _told(records):
+    """The machines and ceilings of some records, in a sentence."""
+    machine, found = records[0]["machine"], [record["ceilings"] for record in records]
+    commits = ", ".join(sorted({record["machine"]["commit"] for record in records}))
+    where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} thread{'s'[: machine['threads'] > 1]}"
+    rates = ", ".join(
+        f"{word} {_span([1e3 * one['matmul_tflop_s'][word] for one in found])}" for word in found[0]["matmul_tflop_s"]
+    )
+    return (
+        f"{where}; torch {machine['torch']}; {machine['date']}; {commits}. "
+        f"Ceilings: copy {_span([one['copy_gb_s'] for one in found])} GB/s, matmul {rates} GFLOP/s."
+    )
+
+
+def _span(values):
+    low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _lines(records):
+    present = {row["provider"] for record in records for row in record["rows"]}
+    names = [name for name in PROVIDERS if name in present] + sorted(present - set(PROVIDERS))
+    head = ["case", "pass", "MB", "MFLOP", "floor, ms", *names]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for record in sorted(records, key=lambda record: (record["shape"]["batch"], record["case"], record["precision"])):
+        rows = {(row["pass"], row["provider"]): row for row in record["rows"]}
+        for kind in dict.fromkeys(row["pass"] for row in record["rows"]):
+            first = next(row for row in record["rows"] if row["pass"] == kind)
+            work = [f"{first['bytes'] / 1e6:.3g}", f"{first['flops'] / 1e6:.3g}", f"{first['floor_ms']:.3g}"]
+            cells = [_cell(rows.get((kind, name)), "gpu" in record["machine"]) for name in names]
+            lines.append("| " + " | ".join([f"{record['case']}, {record['precision']}", kind, *work, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row, on_gpu):
+    if row is None:
+        return "-"
+    share = f"{100 * row['floor_share']:.0f} %"
+    return f"{row['ms_50']:.3g} / {row['wall_ms_50']:.3g}, {share}" if on_gpu else f"{row['ms_50']:.3g}, {share}"
+
+
+def target_table(root=ROOT):
+    """Every target of the GPU records, met or not."""
+    lines = []
+    for folder in folders(True, root):
+        for path in sorted(folder.glob("*.json")):
+            record = read(path)
+            for one in record.get("targets", []):
+                value = "-" if one["value"] is None else f"{one['value']:.3g}"
+                met = {True: "met", False: "not met", None: "not measured"}[one["met"]]
+                names = " against ".join(one[side] for side in ("ours", "theirs") if side in one) or "-"
+                work = f"{record['op']} {record['case']}, {record['precision']}"
+                lines.append(f"| {folder.name} | {work} | {one['target']} | {value} | {met} | {names} |")
+    head = ["| GPU | work | target | value | | by |", "|---|---|---|---|---|---|"]
+    return "\n".join(head + lines) if lines else NONE_YET
+
+
+def fit_table(root=ROOT):
+    """A step within nftk.fit, as one CUDA graph and without."""
+    lines = []
+    for folder in folders(True, root):
+        for path in sorted(folder.glob("fit_*_graph.json")):
+            beside = path.with_name(path.name.replace("_graph", "_eager"))
+            times = [f"{read(one)['step_ms']:.3g}" if one.exists() else "-" for one in (path, beside)]
+            lines.append(f"| {folder.name} | {read(path)['case']} | {times[0]} | {times[1]} |")
+    head = ["| GPU | shape | step as a graph, ms | without, ms |", "|---|---|---|---|"]
+    return "\n".join(head + lines) if lines else NONE_YET
+
+
+def mnist_table(root=ROOT):
+    """Seconds of training to 97.4 % on MNIST, by seed."""
+    lines = []
+    for folder in folders(True, root):
+        for path in sorted(folder.glob("mnist_*.json")):
+            record = read(path)
+            for run in record["runs"]:
+                reached = run["seconds_to_goal"]
+                shown = "-" if reached is None else f"{reached:.2f} s"
+                best = f"{100 * max(run['test_accuracy']):.2f} %"
+                whole = f"{len(run['seconds'])} epochs in {run['seconds'][-1]:.2f} s"
+                cells = (folder.name, record["precision"], str(run["seed"]), shown, f"{best}, {whole}")
+                lines.append("| " + " | ".join(cells) + " |")
+    head = ["| GPU | precision | seed | to 97.4 % | best |", "|---|---|---|---|---|"]
+    return "\n".join(head + lines) if lines else NONE_YET
+
+
+TABLES = {
+    "README.md": {"accuracy": accuracy_table, "step": step_table},
+    "bench/README.md": {
+        **{
+            f"{op} {'gpu' if on_gpu else 'cpu'}": functools.partial(op_table, op, on_gpu)
+            for op in ("readout", "network", "step")
+            for on_gpu in (False, True)
+        },
+        "ratio": step_table,
+        "targets": target_table,
+        "fit": fit_table,
+        "mnist": mnist_table,
+    },
+}
+
+
+def filled(text, tables):
+    """Return a page's text with each table between its two marks replaced."""
+    for name, table in tables.items():
         begin, end = f"<!-- table {name}: bench/tables.py -->\n", "<!-- end -->"
         head, rest = text.split(begin)
         _, tail = rest.split(end, 1)
@@ -66,12 +190,17 @@ def _spread(values):
 
 
 def main():
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = filled(old)
-    if "--check" in sys.argv:
-        sys.exit("README.md is not what the records say; run python bench/tables.py" if old != new else 0)
-    path.write_text(new, encoding="utf-8")
+    stale = []
+    for page, tables in TABLES.items():
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8")
+        new = filled(old, tables)
+        if new != old:
+            stale.append(page)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    if "--check" in sys.argv and stale:
+        sys.exit(f"{' and '.join(stale)}: not what the records say; run python bench/tables.py")
 
 
 if __name__ == "__main__":

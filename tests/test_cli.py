@@ -391,7 +391,16 @@ class TestInfo:
     def test_table(self):
         told = command("info").stdout
         assert re.search(r"backends torch .* yes", told)
-        assert re.search(r"backends triton .* no: ", told)
+        assert re.search(r"backends triton .* (yes|no: )", told)
+
+    def test_which_kernels_serve_which_shape(self):
+        told = json.loads(command("info", "--json").stdout)["with backend='auto'"]
+        assert told["on a GPU, 784-[256]*10-10"] == "triton: one launch forward, two backward"
+        assert "layer by layer" in told["on a GPU, 784-[2048]*4-10"]
+        assert "wider than 1024, got 2048" in told["on a GPU, 784-[2048]*4-10"]
+        assert "more than 64 outputs, got 100" in told["on a GPU, 784-[256]*10-100"]
+        assert told["on a GPU, 784-[256]*10-10, float64"].startswith("node: ")
+        assert "CUDA GPU" in told["on a CPU"]
 
     def test_version(self):
         assert command("--version").stdout.strip() == nftk.__version__

@@ -14,6 +14,7 @@ from torch.library import opcheck
 
 import nftk
 from nftk.ops import activations
+from nftk.ops.explain import explain
 from nftk.ops.network_formula import Plan
 
 # the function of that name hides the module
@@ -449,6 +450,11 @@ def test_the_rule_on_a_gpu(monkeypatch, widths, d, names, dtype, keywords, taken
         plan(widths, names, keywords.get("callables", False)), keywords.get("backend", "auto"), x, (omega,)
     )
     assert found == taken
+    if not {"setting", "problem", "backend"} & set(keywords):
+        activation = torch.nn.LeakyReLU(0.3) if keywords else names
+        told = explain(20, widths, d, activation, dtype)
+        assert told.path == taken
+        assert len(told.why) > 20
 
 
 def fake_types():

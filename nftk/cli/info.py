@@ -9,8 +9,24 @@ import torch
 
 import nftk
 from nftk._dispatch import BACKENDS, why_not
+from nftk.ops.explain import explain
 
 _OPTIONAL = {"typer": "app", "rich": "app", "matplotlib": "app", "scikit-learn": "app"}
+# the paper's four networks, and one for each thing that the kernels do not serve
+_NETWORKS: dict[str, dict[str, Any]] = {
+    "784-[256]*10-10": {"in_features": 784, "hidden_features": [256] * 10, "out_features": 10},
+    "784-[256]*20-10": {"in_features": 784, "hidden_features": [256] * 20, "out_features": 10},
+    "768-[128]*5-2": {"in_features": 768, "hidden_features": [128] * 5, "out_features": 2},
+    "768-[128]*10-2": {"in_features": 768, "hidden_features": [128] * 10, "out_features": 2},
+    "784-[256]*10-100": {"in_features": 784, "hidden_features": [256] * 10, "out_features": 100},
+    "784-[2048]*4-10": {"in_features": 784, "hidden_features": [2048] * 4, "out_features": 10},
+    "784-[256]*2-10, relu and tanh": {
+        "in_features": 784, "hidden_features": [256] * 2, "out_features": 10, "activation": ["relu", "tanh"],
+    },
+    "784-[256]*10-10, float64": {
+        "in_features": 784, "hidden_features": [256] * 10, "out_features": 10, "dtype": torch.float64,
+    },
+}  # fmt: skip
 
 
 def info() -> dict[str, Any]:
@@ -23,9 +39,16 @@ def info() -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "devices": _devices(),
         "backends": {name: _state(why_not(name, "cuda")) for name in BACKENDS if name != "auto"},
+        "with backend='auto'": {"on a CPU": explain(784, [256] * 10, 10, device="cpu").why} | _networks(),
         "packages": {name: _package(name, extra) for name, extra in _OPTIONAL.items()},
         "NFTK_DATA": os.environ.get("NFTK_DATA"),
     }
+
+
+def _networks() -> dict[str, str]:
+    """Which kernels "auto" takes for some networks on a GPU where they run, and why."""
+    served = {name: explain(**network) for name, network in _NETWORKS.items()}
+    return {f"on a GPU, {name}": f"{found.path}: {found.why}" for name, found in served.items()}
 
 
 def _devices() -> dict[str, Any]:

@@ -52,7 +52,7 @@ def network(
     - ``"node"``: one autograd node of torch operations, for other ordinary eager calls: every tensor a plain float32
       or float64 tensor of one dtype and device, every activation one of the named ones, no autocast, no
       ``torch.func`` transform, no forward-mode derivative, no ``torch.compile``, ``torch.export`` or ``torch.jit``
-      tracing. On a CPU it saves some hundred small operations a training step (bench/bench_training_step.py).
+      tracing. On a CPU it saves some hundred small operations a training step (bench/bench_step.py).
     - ``"formula"``: plain differentiable torch operations, for all else.
 
     Second derivatives, and a batch of gradients at once, go through the formula on every path.

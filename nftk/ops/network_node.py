@@ -2,7 +2,7 @@
 
 Autograd sees a training step of the paper's shape as some hundred small operations, and a loop over the readouts
 adds as many. Here the hidden states lie side by side in one buffer, so that all readouts, their gradients and what
-they send back are one matrix product each (bench/bench_training_step.py).
+they send back are one matrix product each (bench/bench_step.py).
 """
 
 from collections.abc import Sequence

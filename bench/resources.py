@@ -1,0 +1,202 @@
+"""Registers, spills and shared memory of every kernel, compiled for three GPUs on a machine that needs none.
+
+``python bench/resources.py`` compiles what the launchers launch, at the paper's shapes and at wide ones, with the
+tiles that "auto" takes, and writes bench/results/resources.json.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from nftk.kernels import choice
+from nftk.kernels.network import network_fwd
+from nftk.kernels.network_bwd import network_bwd
+from nftk.kernels.network_weights import network_bwd_weights
+from nftk.kernels.readout import readout_bwd, readout_fwd
+from triton.backends.compiler import GPUTarget
+
+from nftk.ops.network_triton import MOST_OUTPUTS, SLOPE_FROM_H
+
+RECORD = Path(__file__).parent / "results" / "resources.json"
+ARCHITECTURES = (80, 90, 100)
+# of the A100, H200 and B200: what "auto" cuts the work for
+MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
+# bytes of shared memory that one program may have (CUDA C++ programming guide, table of compute capabilities)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+class Driver:
+    """What Triton asks of a driver when it compiles and does not launch."""
+
+    def __init__(self, capability):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        # Triton keeps compiled kernels by device
+        return self.target.arch
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@contextlib.contextmanager
+def compiled(capability):
+    """Collect what every launch inside compiles for a capability; nothing is launched."""
+    kernels = []
+    launch = triton.runtime.JITFunction.run
+
+    def compile_only(self, *args, grid, warmup=False, **keywords):
+        kernel = launch(self, *args, grid=grid, warmup=True, **keywords)
+        kernels.append(kernel.result() if hasattr(kernel, "result") else kernel)
+
+    before = triton.runtime.driver._active
+    choice_before = choice.capability, choice.programs_at_once
+    choice.capability = lambda device: capability
+    choice.programs_at_once = lambda device: MULTIPROCESSORS[capability]
+    triton.runtime.driver.set_active(Driver(capability))
+    triton.runtime.JITFunction.run = compile_only
+    try:
+        yield kernels
+    finally:
+        triton.runtime.JITFunction.run = launch
+        triton.runtime.driver._active = before
+        choice.capability, choice.programs_at_once = choice_before
+
+
+def usage(kernel):
+    """Registers a thread, bytes of stack (where spills go) and of shared memory a program."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    ptx = kernel.asm["ptx"]
+    products = next((name for name in ("tcgen05.mma", "wgmma", "mma.sync") if name in ptx), "fma")
+    return {
+        "warps": kernel.metadata.num_warps,
+        "registers": int(found["REG"]),
+        "spills": int(found["STACK"]) + int(found["LOCAL"]),
+        "shared": kernel.metadata.shared,
+        "products": products,
+    }
+
+
+class Case(NamedTuple):
+    """A network, its batch and its precision."""
+
+    rows: int
+    in_features: int
+    widths: tuple[int, ...]
+    d: int
+    dtype: torch.dtype = torch.float32
+    precision: str = "highest"
+    phi: str = "relu"
+
+
+CASES = {
+    "mnist-10x256, 50": Case(50, 784, (256,) * 10, 10),
+    "mnist-10x256, 50, tf32": Case(50, 784, (256,) * 10, 10, precision="tf32"),
+    "mnist-10x256, 50, bfloat16": Case(50, 784, (256,) * 10, 10, dtype=torch.bfloat16),
+    "mnist-20x256, 50": Case(50, 784, (256,) * 20, 10),
+    "reviews-5x128, 25": Case(25, 768, (128,) * 5, 2),
+    "reviews-10x128, 25": Case(25, 768, (128,) * 10, 2),
+    "10x256, 65536": Case(65536, 784, (256,) * 10, 10),
+    "10x256, 65536, tf32": Case(65536, 784, (256,) * 10, 10, precision="tf32"),
+    "10x256, 65536, bfloat16": Case(65536, 784, (256,) * 10, 10, dtype=torch.bfloat16),
+    "10x64, 65536, gelu": Case(65536, 784, (64,) * 10, 32, phi="gelu"),
+    "4x1024, 4096": Case(4096, 784, (1024,) * 4, 64),
+    "4x1024, 4096, bfloat16": Case(4096, 784, (1024,) * 4, 64, dtype=torch.bfloat16),
+    "ragged, 500": Case(500, 75, (500, 301, 77), 37, phi="tanh"),
+    "100x64, 1024": Case(1024, 64, (64,) * 100, 10),
+    "4x256, 8192, 1000 outputs": Case(8192, 784, (256,) * 4, 1000),
+}
+# what is checked again in CI: every kernel, at the paper's shape and at the large batch
+CHECKED = ("mnist-10x256, 50", "10x256, 65536")
+
+
+def compile_case(case, capability):
+    """Yield (kernel, resources) of all that forward and backward launch for a case."""
+    total, depth = sum(case.widths), len(case.widths)
+
+    def empty(*size):
+        return torch.empty(size, dtype=case.dtype)  # never touched: only its shape, dtype and alignment count
+
+    x, grad, states = empty(case.rows, case.in_features), empty(case.rows, case.d), empty(case.rows, total)
+    hs = list(states.split(case.widths, 1))
+    fan_in = (case.in_features, *case.widths[:-1])
+    weights = [empty(n, k) for n, k in zip(case.widths, fan_in, strict=True)]
+    biases = [empty(n) for n in case.widths]
+    readout_weight, omega, ones = empty(case.d, total), empty(case.d, depth), (1.0,) * depth
+    word = choice.kernel_precision(case.dtype, case.precision, case.dtype)
+    keep = case.phi not in SLOPE_FROM_H
+
+    def readout():
+        tiles = choice.readout_fwd_tiles(hs, case.d, word)
+        readout_fwd(hs, readout_weight, omega, ones, False, word, case.dtype, tiles)
+        tiles = choice.readout_bwd_tiles(hs, case.d, word)
+        readout_bwd(grad, None, hs, readout_weight, omega, ones, True, True, word, tiles)
+
+    def whole_network():
+        scales = (ones, ones, ones)
+        for training in (True, False):
+            tiles = choice.walk_tiles("network_fwd", x, case.widths, case.d, word)
+            network_fwd(x, weights, biases, readout_weight, omega, None, case.phi, *scales, training,
+                        training and keep, word, case.dtype, tiles)  # fmt: skip
+        tiles = choice.walk_tiles("network_bwd", x, case.widths, case.d, word)
+        network_bwd(grad, x, weights, readout_weight, omega, states, case.phi, ones, ones, 0, True, word, tiles)
+        tiles = choice.weight_tiles(x, case.widths, case.d, word)
+        network_bwd_weights(grad, x, states, states, readout_weight, omega, case.widths, *scales, 0, True, True,
+                            True, False, word, tiles)  # fmt: skip
+
+    names = ["readout_fwd", "readout_bwd"]
+    with compiled(capability) as kernels:
+        readout()
+        if case.d <= MOST_OUTPUTS:
+            names += ["network_fwd", "network_fwd, no gradients", "network_bwd", "network_bwd_weights"]
+            whole_network()
+    assert len(kernels) == len(names), "a launch is missing, or there is one too many"
+    yield from ((name, usage(kernel)) for name, kernel in zip(names, kernels, strict=True))
+
+
+def rows(cases, architectures):
+    """One row a kernel, case and architecture."""
+    return [
+        {"case": name, "capability": capability, "kernel": kernel} | used
+        for capability in architectures
+        for name in cases
+        for kernel, used in compile_case(CASES[name], capability)
+    ]
+
+
+def main():
+    """Compile everything and write the record, or print the rows of some as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="print what CI checks, for one architecture; write nothing"
+    )
+    asked = parser.parse_args()
+    if asked.check:
+        print(json.dumps(rows(CHECKED, (90,))))
+        return
+    record = {"triton": triton.__version__, "rows": rows(CASES, ARCHITECTURES)}
+    text = ",\n".join("    " + json.dumps(row) for row in record["rows"])
+    RECORD.write_text(f'{{\n  "triton": "{record["triton"]}",\n  "rows": [\n{text}\n  ]\n}}\n')
+    worst = [row for row in record["rows"] if row["spills"] or row["shared"] > SHARED_LIMIT[row["capability"]]]
+    for row in worst:
+        print("spills or too much shared memory:", row)
+    print(f"{len(record['rows'])} kernels compiled, {len(worst)} of them with spills or too much shared memory")
+
+
+if __name__ == "__main__":
+    main()
