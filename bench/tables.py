@@ -156,6 +156,31 @@ def mnist_table(root=ROOT):
     return "\n".join(head + lines) if lines else NONE_YET
 
 
+def resource_table(root=ROOT):
+    """The compiled kernels at the paper's shape and at the large batch: registers and shared memory, by GPU."""
+    record = read(root / "bench" / "results" / "resources.json")
+    cases = ("mnist-10x256, 50", "10x256, 65536", "10x256, 65536, bfloat16")
+    rows = {(row["case"], row["kernel"], row["capability"]): row for row in record["rows"]}
+    capabilities = sorted({capability for _, _, capability in rows})
+    lines = [
+        "| case | kernel | " + " | ".join(f"sm_{c}" for c in capabilities) + " |",
+        "|---|---|" + "---|" * len(capabilities),
+    ]
+    for case in cases:
+        for kernel in dict.fromkeys(kernel for _, kernel, _ in rows):
+            cells = []
+            for capability in capabilities:
+                row = rows[case, kernel, capability]
+                spills = f", {row['spills']} B spilled" if row["spills"] else ""
+                cells.append(f"{row['registers']}, {row['shared'] / 1024:.0f} KiB, {row['products']}{spills}")
+            lines.append(f"| {case} | {kernel} | " + " | ".join(cells) + " |")
+    spilled = sum(row["spills"] > 0 for row in record["rows"])
+    lines.append(
+        f"\n{len(record['rows'])} kernels compiled with Triton {record['triton']}, {spilled} of them with spills."
+    )
+    return "\n".join(lines)
+
+
 TABLES = {
     "README.md": {"accuracy": accuracy_table, "step": step_table},
     "bench/README.md": {
@@ -168,6 +193,7 @@ TABLES = {
         "targets": target_table,
         "fit": fit_table,
         "mnist": mnist_table,
+        "resources": resource_table,
     },
 }
 

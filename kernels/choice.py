@@ -121,14 +121,15 @@ def default_tiles(
     if kernel == "network_bwd_weights":
         return Tiles(32 if exact else 64, 64, 64, 0, 4, 3)
     # the walks: as many columns of a layer at once as the registers hold; few rows where the batch is small
-    depth = 64 if itemsize == 2 else 32
-    crowded = exact and kernel == "network_bwd" and block_d > 32
+    back, crowded = kernel == "network_bwd", exact and block_d > 32
+    depth = 64 if itemsize == 2 and (back or rows > 16 * 128) else 32
     if rows <= 16 * 128:
-        block_n = min(columns, 64 if crowded else 256)
-        return Tiles(16, depth, block_n, 1, 8 if block_n == 256 else 4, 3)
-    if crowded and old:
+        block_n = min(columns, (64 if back else 128) if crowded else 256)
+        return Tiles(16, depth, block_n, 1, 4 if back and block_n < 256 and not crowded else 8, 3)
+    if crowded and (back or old):
         return Tiles(32, depth, min(columns, 64), 1, 8, 3)
-    return Tiles(64, depth, min(columns, 64 if crowded or (exact and old) else 128), 1, 8, 3)
+    narrow = (exact and (back or capability < 100)) or (back and precision == "tf32")
+    return Tiles(64, depth, min(columns, 64 if narrow else 128), 1, 8, 3)
 
 
 @functools.cache
