@@ -10,6 +10,8 @@ import torch
 if not torch.cuda.is_available():
     # before Triton is imported: its interpreter then runs the kernels here
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# without it cuBLAS warns in deterministic mode, which is on in every test, and warnings are errors
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
