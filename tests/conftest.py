@@ -1,6 +1,5 @@
 """Session-wide fixtures."""
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -12,7 +11,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # without it cuBLAS warns in deterministic mode, which is on in every test, and warnings are errors
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +38,10 @@ def data_dir():
 @pytest.fixture
 def grid():
     """Triton's interpreter as tests/emulation.py mends it; yields what knows of its launches."""
-    if not HAS_TRITON:
-        pytest.skip("Triton is not installed (it has no build for this system)")
+    from nftk import _dispatch
+
+    if _dispatch._TRITON_PACKAGE is not None:
+        pytest.skip(_dispatch._TRITON_PACKAGE)
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("the interpreter is off, because a GPU is there: tests/test_gpu_kernels.py runs the kernels on it")
     from emulation import emulate
