@@ -4,7 +4,7 @@ Form: ``nftk.<function>: <argument> must <rule>, got <found>``.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -62,9 +62,26 @@ def check_number(op: str, name: str, value: Any, minimum: float = 0.0, *, above:
     return float(value)
 
 
+def check_scales(op: str, name: str, value: Any, layers: int) -> tuple[float, ...]:
+    """Return one finite number a layer, 1 for None; raise unless value is that."""
+    if value is None:
+        return (1.0,) * layers
+    if isinstance(value, str | Tensor) or not isinstance(value, Sequence):
+        raise TypeError(f"nftk.{op}: {name} must be None or a list of {layers} numbers, got {type(value).__name__}")
+    if len(value) != layers:
+        raise ValueError(f"nftk.{op}: {name} must have {layers} entries, one a layer, got {len(value)}")
+    return tuple(check_number(op, f"{name}[{i}]", scale, -math.inf) for i, scale in enumerate(value))
+
+
+def check_list(op: str, name: str, value: Any) -> None:
+    """Raise TypeError unless value is a list, a tuple or alike (nn.ParameterList); a tensor or an iterator is not."""
+    if isinstance(value, str | Tensor) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+        raise TypeError(f"nftk.{op}: {name} must be a list with an entry a layer, got {type(value).__name__}")
+
+
 def check_choice(op: str, name: str, value: Any, choices: Collection[str]) -> None:
     """Raise ValueError unless value is one of choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"nftk.{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 

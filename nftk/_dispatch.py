@@ -38,14 +38,16 @@ def why_not(backend: str, device: str) -> str | None:
         return "no operation of this version has a form in it; use backend='torch'"
     if backend != "triton":
         return None
-    if _TRITON_PACKAGE is not None or _TRITON_INTERPRETED:
+    if _TRITON_INTERPRETED:
         return _TRITON_PACKAGE
     if device != "cuda":
         return f"it needs tensors on a CUDA GPU, and these are on {device!r}; use backend='torch'"
-    if torch.compiler.is_compiling():
-        return None
-    if not torch.cuda.is_available():
+    compiling = torch.compiler.is_compiling()
+    if not compiling and not torch.cuda.is_available():
+        # first: no package would mend this
         return "torch finds no CUDA GPU; use backend='torch'"
+    if compiling or _TRITON_PACKAGE is not None:
+        return _TRITON_PACKAGE
     if torch.cuda.get_device_capability() < (8, 0):
         return "it needs a GPU of compute capability 8.0 (Ampere) or above; use backend='torch'"
     return None

@@ -332,7 +332,7 @@ def change(inputs, **new):
         ({"output_bias": torch.ones(2).double()}, ValueError, r"output_bias must have shape \[3\], got \[2\]"),
         ({"activation": "swish"}, ValueError, "activation must be one of 'relu', .* got 'swish'"),
         ({"activation": 3}, TypeError, "'int' object is not iterable|activation must be"),
-        ({"activation": ["relu", "tanh"]}, ValueError, "activations must have 3 entries, one a layer, got 2"),
+        ({"activation": ["relu", "tanh"]}, ValueError, "activation must be one or 3, one a layer, got 2"),
         ({"weight_scales": (1.0,)}, ValueError, "weight_scales must have 3 entries, one a layer, got 1"),
         ({"backend": "metal"}, ValueError, "backend must be one of 'auto', .* got 'metal'"),
         ({"backend": "cuda"}, NotImplementedError, "backend must be one of .*torch.* got 'cuda'"),

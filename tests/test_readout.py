@@ -338,8 +338,9 @@ def test_launches(small_tiles, grid, with_readouts, shape):
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (lambda h, v, o: (h[0], v, o), ValueError, "hidden_states must list a tensor a layer, got one tensor"),
-        (lambda h, v, o: ([], v, o), ValueError, "hidden_states must list a tensor a layer, got none"),
+        (lambda h, v, o: (h[0], v, o), TypeError, "hidden_states must be a list with an entry a layer, got Tensor"),
+        (lambda h, v, o: (None, v, o), TypeError, "hidden_states must be a list with an entry a layer, got NoneType"),
+        (lambda h, v, o: ([], v, o), ValueError, "hidden_states must have an entry a layer, got none"),
         (lambda h, v, o: ([h[0], h[1][:3]], v, o), ValueError,
          r"hidden_states\[1\] must have shape \[7, n2\], got \[3, 3\]"),
         (lambda h, v, o: (h, v[:, 1:], o), ValueError, r"readout_weight must have shape \[d, 8\], got \[3, 7\]"),
@@ -348,7 +349,7 @@ def test_launches(small_tiles, grid, with_readouts, shape):
         (lambda h, v, o: (h, v, o.long()), TypeError, "omega must have a floating dtype, got torch.int64"),
         (lambda h, v, o: (h, v, [1]), TypeError, "omega must be a torch.Tensor, got list"),
     ],
-    ids=["tensor", "none", "rows", "readout", "omega", "dtype", "integer", "list"],
+    ids=["tensor", "None", "none", "rows", "readout", "omega", "dtype", "integer", "list"],
 )  # fmt: skip
 def test_errors(change, kind, message):
     with pytest.raises(kind, match=message):
@@ -362,6 +363,10 @@ def test_errors(change, kind, message):
         ({"backend": "cuda"}, NotImplementedError, r"backend must be one of .* or 'auto', got 'cuda'"),
         ({"backend": "triton"}, NotImplementedError, "'triton' has no code for torch.float64, because Triton sums in"),
         ({"precision": "low"}, ValueError, "precision must be one of 'highest', .* got 'low'"),
+        ({"precision": ["tf32"]}, ValueError, "precision must be one of 'highest', .* got "),
+        ({"readout_scales": 2.0}, TypeError, "readout_scales must be None or a list of 2 numbers, got float"),
+        ({"readout_scales": [1.0, "a"]}, TypeError, r"readout_scales\[1\] must be a number, got 'a'"),
+        ({"readout_scales": [1.0, float("nan")]}, ValueError, r"readout_scales\[1\] must be finite, got nan"),
         ({"readout_scales": [1.0]}, ValueError, "readout_scales must have 2 entries, one a layer, got 1"),
     ],
     ids=str,
@@ -371,18 +376,17 @@ def test_errors_of_keywords(keywords, kind, message):
         nftk.ops.readout(*make_inputs((7, (5, 3), 3), torch.float64), **keywords)
 
 
-@pytest.mark.parametrize(
-    ("problem", "message"),
-    [
-        (None, "it needs tensors on a CUDA GPU, and these are on 'cpu'"),
-        ("Triton is not installed; run", "not installed"),
-    ],
-)
-def test_triton_without_its_needs_is_refused(monkeypatch, problem, message):
+@pytest.mark.parametrize("problem", [None, "Triton is not installed; run"])
+def test_triton_without_its_needs_is_refused(monkeypatch, problem):
     monkeypatch.setattr(_dispatch, "_TRITON_INTERPRETED", False)
     monkeypatch.setattr(_dispatch, "_TRITON_PACKAGE", problem)
-    with pytest.raises(RuntimeError, match=f"'triton' is not available: .*{message}"):
+    # no package would help tensors that are not on a GPU
+    with pytest.raises(
+        RuntimeError, match="'triton' is not available: it needs tensors on a CUDA GPU, and these are on 'cpu'"
+    ):
         nftk.ops.readout(*make_inputs((7, (5, 3), 3), torch.float32), backend="triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert problem is None or _dispatch.why_not("triton", "cuda") == problem
 
 
 def test_auto_never_takes_the_interpreter(grid):

@@ -74,7 +74,8 @@ class NFTKMLP(nn.Module):
     Raises:
         ValueError: If a size is below 1, a name unknown, or a sequence not of length L.
         TypeError: If a size is no integer, or the activation neither a name nor callable.
-        NotImplementedError: If ``backend`` has no code for this network.
+        NotImplementedError: If ``backend`` has no code for any network; of what a backend lacks for this one, the
+            first forward pass says.
 
     References:
         Alemohammad et al., NFT-K: Non-Fungible Tangent Kernels, ICASSP 2022, arXiv 2110.04945, equations 1-3, 7, 8.
@@ -87,6 +88,9 @@ class NFTKMLP(nn.Module):
         >>> model.omega.shape
         torch.Size([10, 10])
     """
+
+    # of a network that was pickled before there was a choice
+    precision = "highest"
 
     def __init__(
         self,
@@ -274,6 +278,7 @@ class NFTKMLP(nn.Module):
         *,
         constraint: "str | constraints.Projection | None" = "nonnegative",
         backend: str = "auto",
+        precision: str = "highest",
     ) -> "NFTKMLP":
         """Build the NFT-K network that computes what a multilayer perceptron computes.
 
@@ -285,6 +290,7 @@ class NFTKMLP(nn.Module):
                 with a warning, because f has none.
             constraint: As in the constructor.
             backend: As in the constructor.
+            precision: As in the constructor.
 
         Returns:
             A network with Omega 1 for the last layer and 0 elsewhere, so the same function in eval mode; the new
@@ -305,7 +311,7 @@ class NFTKMLP(nn.Module):
         """
         from nftk.modules.from_mlp import convert
 
-        return convert(cls, mlp, constraint=constraint, backend=backend)
+        return convert(cls, mlp, constraint=constraint, backend=backend, precision=precision)
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the network, its weights and its settings, to one safetensors file.
@@ -389,6 +395,10 @@ class NFTKMLP(nn.Module):
             shown.append("output_bias=True")
         if max(self.dropout) > 0:
             shown.append(f"dropout={list(self.dropout)}")
+        if self.backend != "auto":
+            shown.append(f"backend={self.backend}")
+        if self.precision != "highest":
+            shown.append(f"precision={self.precision}")
         return ", ".join(shown)
 
     def _variances(self) -> dict[str, tuple[float, ...]]:

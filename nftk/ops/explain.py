@@ -39,6 +39,11 @@ def explain(
 
     Returns:
         The path's name, as in the rule of :func:`nftk.ops.network`, and the reason.
+
+    Example:
+        >>> import nftk
+        >>> nftk.ops.explain(784, [2048] * 4, 10).path
+        'layers'
     """
     widths = tuple(hidden_features)
     listed = isinstance(activation, Sequence) and not isinstance(activation, str)

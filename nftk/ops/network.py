@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from nftk._checks import check_same, check_shape, check_tensor
+from nftk._checks import check_list, check_same, check_scales, check_shape, check_tensor
 from nftk._dispatch import check_backend, resolve, why_not
 from nftk.ops import activations, network_triton
 from nftk.ops import precision as precisions
@@ -42,7 +42,7 @@ def network(
 
     All scales are 1 in the paper; the "ntk" parameterisation sets them (see NFTKMLP).
 
-    All paths compute the same function, and which one is taken follows from **the rule** (:func:`path` tells):
+    All paths compute the same function. Which one is taken follows from **the rule**; :func:`nftk.ops.explain` tells:
 
     - ``"triton"``: by name, and from "auto" on a CUDA GPU outside ``torch.func`` transforms, where the kernels serve
       the call: float32, bfloat16 or float16, one of the named activations for all layers, at most 64 outputs, no
@@ -105,18 +105,16 @@ def network(
     check_backend(_OP, backend, SUPPORTED)
     _check(x, weights, biases, readout_weight, omega, output_bias)
     layers = len(weights)
-    phis = [activation] * layers if isinstance(activation, str) or callable(activation) else list(activation)
-    ones = (1.0,) * layers
+    phis = list(activation) if isinstance(activation, list | tuple) else [activation] * layers
+    if len(phis) != layers:
+        raise ValueError(f"nftk.{_OP}: activation must be one or {layers}, one a layer, got {len(phis)}")
     plan = Plan(
         widths=tuple(weight.shape[0] for weight in weights),
         activations=tuple(activations.resolve(activations.canonical(_OP, phi)) for phi in phis),
-        weight_scales=tuple(weight_scales or ones),
-        bias_scales=tuple(bias_scales or ones),
-        readout_scales=tuple(readout_scales or ones),
+        weight_scales=check_scales(_OP, "weight_scales", weight_scales, layers),
+        bias_scales=check_scales(_OP, "bias_scales", bias_scales, layers),
+        readout_scales=check_scales(_OP, "readout_scales", readout_scales, layers),
     )
-    for name, values in plan._asdict().items():
-        if len(values) != layers:
-            raise ValueError(f"nftk.{_OP}: {name} must have {layers} entries, one a layer, got {len(values)}")
     return run(plan, wanted, backend, x, weights, biases, readout_weight, omega, output_bias)
 
 
@@ -212,6 +210,8 @@ def _check(
     omega: Tensor,
     output_bias: Tensor | None,
 ) -> None:
+    check_list(_OP, "weights", weights)
+    check_list(_OP, "biases", biases)
     if not weights or len(biases) != len(weights):
         raise ValueError(
             f"nftk.{_OP}: weights and biases must have one entry a layer, got {len(weights)} and {len(biases)}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from nftk._checks import check_same, check_shape, check_tensor
+from nftk._checks import check_list, check_same, check_scales, check_shape, check_tensor
 from nftk._dispatch import resolve
 from nftk.ops import precision as precisions
 from nftk.ops.batching import register_loop
@@ -54,7 +54,7 @@ def readout(
 
     Raises:
         ValueError: If shapes, dtypes or devices disagree, or a name is unknown.
-        TypeError: If an input is not a floating tensor.
+        TypeError: If an input is not a floating tensor, or not a list of them where one is asked for.
         NotImplementedError: If ``backend`` has no code for this call: float64, forward-mode derivatives.
         RuntimeError: If ``backend`` exists but cannot run here; the message says why.
 
@@ -77,9 +77,7 @@ def readout(
     wanted = precisions.canonical(_OP, precision)
     _check(hidden_states, readout_weight, omega)
     depth = len(hidden_states)
-    scales = (1.0,) * depth if readout_scales is None else tuple(float(s) for s in readout_scales)
-    if len(scales) != depth:
-        raise ValueError(f"nftk.{_OP}: readout_scales must have {depth} entries, one a layer, got {len(scales)}")
+    scales = check_scales(_OP, "readout_scales", readout_scales, depth)
     first = hidden_states[0]
     lacks = {"triton": triton_lacks((*hidden_states, readout_weight, omega), backend, depth)}
     chosen = resolve(_OP, backend, _SUPPORTED, first.device.type, lacks)
@@ -297,9 +295,9 @@ class _Readout(torch.autograd.Function):
 
 
 def _check(hidden_states: Any, readout_weight: Tensor, omega: Tensor) -> None:
-    if isinstance(hidden_states, Tensor) or len(hidden_states) == 0:
-        got = "one tensor" if isinstance(hidden_states, Tensor) else "none"
-        raise ValueError(f"nftk.{_OP}: hidden_states must list a tensor a layer, got {got}")
+    check_list(_OP, "hidden_states", hidden_states)
+    if len(hidden_states) == 0:
+        raise ValueError(f"nftk.{_OP}: hidden_states must have an entry a layer, got none")
     named = {f"hidden_states[{i}]": h for i, h in enumerate(hidden_states)}
     named |= {"readout_weight": readout_weight, "omega": omega}
     for name, t in named.items():
