@@ -120,9 +120,11 @@ CASES = {
     "ragged, 500": Case(500, 75, (500, 301, 77), 37, phi="tanh"),
     "100x64, 1024": Case(1024, 64, (64,) * 100, 10),
     "4x256, 8192, 1000 outputs": Case(8192, 784, (256,) * 4, 1000),
+    # sizes and strides of 1 are constants to the compiler
+    "ones, 1": Case(1, 1, (1, 1), 1),
 }
-# what is checked again in CI: every kernel, at the paper's shape and at the large batch
-CHECKED = ("mnist-10x256, 50", "10x256, 65536")
+# what is checked again in CI: every kernel, at the paper's shape, at the large batch and where all is 1
+CHECKED = ("mnist-10x256, 50", "10x256, 65536", "ones, 1")
 
 
 def compile_case(case, capability):
