@@ -40,6 +40,8 @@ def why_not(backend: str, device: str) -> str | None:
         return None
     if _TRITON_INTERPRETED:
         return _TRITON_PACKAGE
+    if torch.version.hip is not None:
+        return "it is written for NVIDIA GPUs, and this torch is built for AMD's; use backend='torch'"
     if device != "cuda":
         return f"it needs tensors on a CUDA GPU, and these are on {device!r}; use backend='torch'"
     compiling = torch.compiler.is_compiling()

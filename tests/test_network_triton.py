@@ -266,6 +266,33 @@ def test_second_derivatives(small_tiles, name):
         assert error(a, b) < 1e-5
 
 
+def test_gradients_in_batches_and_ensembles(small_tiles):
+    """torch.autograd.grad(is_grads_batched=True); and backward through a vmap over weights."""
+    i = make_inputs((4, 3, (5, 2), 2), requires_grad=True)
+    f, seeds = run(i, backend="triton"), torch.randn(3, 4, 2)
+    got = torch.autograd.grad(f, flat(i), seeds, is_grads_batched=True, retain_graph=True)
+    want = [torch.autograd.grad(f, flat(i), seed, retain_graph=True) for seed in seeds]
+    for a, b in zip(got, zip(*want, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.stack(b))
+    several = torch.stack([i.weights[0].detach(), 2 * i.weights[0].detach()]).requires_grad_()
+
+    def member(w, backend):
+        return nftk.ops.network(
+            i.x.detach(),
+            [w, i.weights[1].detach()],
+            [None] * 2,
+            i.readout_weight.detach(),
+            i.omega.detach(),
+            backend=backend,
+        )
+
+    grads = []
+    for backend in ("triton", "torch"):
+        out = torch.vmap(lambda w, backend=backend: member(w, backend))(several)
+        grads.append(torch.autograd.grad(out.sin().sum(), several)[0])
+    torch.testing.assert_close(*grads)
+
+
 def test_transforms(small_tiles):
     """jacrev, vmap and a derivative of a derivative are right by name; jvp is refused by name, never silently zero."""
     i = make_inputs((5, 4, (3, 2), 2))

@@ -127,6 +127,35 @@ def test_bits_do_not_depend_on_who_arrives_last(small_tiles, grid, order):
         assert torch.equal(a, b)
 
 
+def test_bits_with_several_tiles_of_outputs(small_tiles, grid):
+    """Omega's counters are each tile's own: programs in any order, d beyond a tile."""
+    small_tiles(2)
+    inputs = make_inputs((40, (20, 33), 37), torch.float32, True)
+    for order in ("forward", "backward", "random"):
+        grid.order = order
+        compare(inputs, None, True, backend="triton")
+
+
+@pytest.mark.parametrize("with_readouts", [False, True])
+def test_gradients_in_batches(small_tiles, with_readouts):
+    """torch.autograd.grad(is_grads_batched=True), and a gradient that is not there."""
+    inputs = make_inputs((4, (5, 3), 2), torch.float32, True)
+    found = nftk.ops.readout(*inputs, return_readouts=with_readouts, backend="triton")
+    f = found[0] if with_readouts else found
+    seeds = torch.randn(3, 4, 2)
+    got = torch.autograd.grad(f, flat(*inputs), seeds, is_grads_batched=True, retain_graph=True)
+    want = [torch.autograd.grad(f, flat(*inputs), seed, retain_graph=True) for seed in seeds]
+    for a, b in zip(got, zip(*want, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.stack(b))
+
+
+def test_hidden_states_of_two_dtypes(grid):
+    hs, v, omega = make_inputs((4, (5, 3), 2), torch.float32)
+    message = "no code for hidden states of different dtypes"
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(NotImplementedError, match=message):
+        nftk.ops.readout([hs[0], hs[1].bfloat16()], v, omega, backend="triton")
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_non_contiguous(small_tiles, backend):
     """Column-major inputs, a grad_output that is expanded, and one that is transposed."""
@@ -343,13 +372,14 @@ def test_launches(small_tiles, grid, with_readouts, shape):
         (lambda h, v, o: ([], v, o), ValueError, "hidden_states must have an entry a layer, got none"),
         (lambda h, v, o: ([h[0], h[1][:3]], v, o), ValueError,
          r"hidden_states\[1\] must have shape \[7, n2\], got \[3, 3\]"),
+        (lambda h, v, o: ([h[0], h[1][:, :0]], v, o), ValueError, r"hidden_states\[1\] must have at least one column"),
         (lambda h, v, o: (h, v[:, 1:], o), ValueError, r"readout_weight must have shape \[d, 8\], got \[3, 7\]"),
         (lambda h, v, o: (h, v, o.T), ValueError, r"omega must have shape \[3, 2\], got \[2, 3\]"),
         (lambda h, v, o: (h, v.double(), o), ValueError, "must share one dtype, but .*readout_weight is torch.float64"),
         (lambda h, v, o: (h, v, o.long()), TypeError, "omega must have a floating dtype, got torch.int64"),
         (lambda h, v, o: (h, v, [1]), TypeError, "omega must be a torch.Tensor, got list"),
     ],
-    ids=["tensor", "None", "none", "rows", "readout", "omega", "dtype", "integer", "list"],
+    ids=["tensor", "None", "none", "rows", "width", "readout", "omega", "dtype", "integer", "list"],
 )  # fmt: skip
 def test_errors(change, kind, message):
     with pytest.raises(kind, match=message):

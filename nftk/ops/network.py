@@ -140,7 +140,9 @@ def run(
         return out if x.ndim == 2 else out.view(*x.shape[:-1], out.shape[-1])
     if taken == "layers":
         states = hidden_states(plan, x, *weights, *biases)
-        f = run_readout(states, readout_weight, omega, plan.readout_scales, False, precision, "triton")
+        # under autocast a user's own activation may return another dtype than the rest
+        backend = "triton" if len({h.dtype for h in states}) == 1 else "torch"
+        f = run_readout(states, readout_weight, omega, plan.readout_scales, False, precision, backend)
         assert isinstance(f, Tensor)
         return f if output_bias is None else f + output_bias.to(f.dtype)
     return formula(plan, x, *tensors)  # type: ignore[arg-type]
@@ -225,6 +227,8 @@ def _check(
     fan_in = weights[0].shape[-1] if weights[0].ndim else 0
     check_shape(_OP, "x", x, ("...", fan_in))
     for i, weight in enumerate(weights):
+        if 0 in weight.shape:
+            raise ValueError(f"nftk.{_OP}: weights[{i}] must have no size of 0, got {list(weight.shape)}")
         check_shape(_OP, f"weights[{i}]", weight, (f"n{i + 1}", fan_in))
         fan_in = weight.shape[0]
         bias = biases[i]

@@ -108,3 +108,12 @@ def formula_gradients(
 
 # a private name of torch, in one place; where a future torch lacks one, a transform that meets one node raises
 transform_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+_is_legacy_batched: Callable[[Tensor], bool] = getattr(
+    torch._C._functorch, "is_legacy_batchedtensor", lambda grad: False
+)
+
+
+def is_batched(grad: Tensor | None) -> bool:
+    """Whether grad is one of torch.autograd.grad(is_grads_batched=True)."""
+    return grad is not None and not torch.compiler.is_compiling() and _is_legacy_batched(grad)

@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 
 from nftk.ops import precision as precisions
-from nftk.ops.network_formula import Plan, fold, formula_gradients, scaled
+from nftk.ops.network_formula import Plan, fold, formula_gradients, is_batched, scaled
 
 # columns behind the hidden states: without them rows of 2,560 float32, ten layers of 256, would be a multiple of
 # 2 KiB apart and crowd into the same few sets of the cache
 _PADDING = 16
-
-
-# of torch.autograd.grad(is_grads_batched=True), a private name of torch; without it such a call raises
-_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda grad: False)
 
 
 class OneNode(torch.autograd.Function):
@@ -84,7 +80,7 @@ class OneNode(torch.autograd.Function):
         depth = len(plan.widths)
         tensors = ctx.saved_tensors  # unpacked anew at every access
         inputs = tensors[: 4 + 2 * depth]
-        if torch.is_grad_enabled() or _is_batched(grad):
+        if torch.is_grad_enabled() or is_batched(grad):
             return (None, *formula_gradients(plan, inputs, ctx.needs_input_grad[1:], grad))
         x, omega, readout_weight, _, *layers = inputs
         states, folded, *kept = tensors[4 + 2 * depth :]

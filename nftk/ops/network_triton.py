@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from nftk.ops import precision as precisions
-from nftk.ops.batching import register_loop
-from nftk.ops.network_formula import Plan, formula_gradients, transform_active
+from nftk.ops.batching import addressable, register_loop
+from nftk.ops.network_formula import Plan, formula_gradients, is_batched, transform_active
 
 # the activations whose slope is a function of h, so that g is not kept for backward (kernels/_tiles.py)
 SLOPE_FROM_H = frozenset(("relu", "leaky_relu", "tanh", "elu", "identity"))
@@ -29,6 +29,8 @@ def unserved(plan: Plan, tensors: Sequence[Tensor | None], fan_in: int, outputs:
         return "forward-mode derivatives (jvp)"
     if backend == "auto" and transform_active():
         return "torch.func transforms as fast as torch's own operations"
+    if len({t.dtype for t in tensors[1:] if t is not None}) > 1:
+        return "parameters of different dtypes"
     return unserved_shape(plan, fan_in, outputs)
 
 
@@ -45,8 +47,8 @@ def unserved_shape(plan: Plan, fan_in: int, outputs: int) -> str | None:
         return f"layers wider than {_WIDEST}, got {max(plan.widths)}"
     if len(plan.widths) > _MOST_LAYERS:
         return f"more than {_MOST_LAYERS} layers, got {len(plan.widths)}"
-    if fan_in * plan.widths[0] >= 2**31:
-        return f"a first weight of 2^31 entries or more, got {plan.widths[0]} x {fan_in}"
+    if fan_in * max(plan.widths[0], 64) >= 2**31:
+        return f"64 inputs, or a first weight, of 2^31 entries or more, got {plan.widths[0]} x {fan_in}"
     return None
 
 
@@ -64,7 +66,7 @@ def run(
     tensors = (omega, readout_weight, output_bias, *layers)
     out_dtype = precisions.autocast_dtype(x) or x.dtype
     f: Tensor
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors)):
+    if transform_active() or torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors)):
         f = _Network.apply(plan, precision, out_dtype, rows, *tensors)[0]  # type: ignore[no-untyped-call]
     else:
         f = _forward(plan, precision, out_dtype, False, rows, *tensors)[0]
@@ -117,10 +119,11 @@ def _fwd(
     word = choice.kernel_precision(x.dtype, precision, out_dtype)
     keep = training and phi not in SLOPE_FROM_H
     tiles = choice.walk_tiles("network_fwd", x, [w.shape[0] for w in weights], omega.shape[0], word)
-    return network_fwd(  # type: ignore[no-any-return]
-        _rows(x), [w.contiguous() for w in weights], biases, readout_weight, omega, output_bias, phi,
-        weight_scales, bias_scales, readout_scales, training, keep, word, out_dtype, tiles,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        return network_fwd(  # type: ignore[no-any-return]
+            _rows(x), [w.contiguous() for w in weights], biases, addressable(readout_weight), addressable(omega),
+            output_bias, phi, weight_scales, bias_scales, readout_scales, training, keep, word, out_dtype, tiles,
+        )  # fmt: skip
 
 
 @_fwd.register_fake
@@ -175,18 +178,20 @@ def _bwd(
     widths, d = [w.shape[0] for w in weights], omega.shape[0]
     word = choice.kernel_precision(x.dtype, precision, grad.dtype)
     x, weights = _rows(x), [w.contiguous() for w in weights]
-    deltas = grad_x = x.new_empty(0)
-    if need_x or need_weights or need_biases:
-        tiles = choice.walk_tiles("network_bwd", x, widths, d, word)
-        deltas, grad_x = network_bwd(
-            grad, x, weights, readout_weight, omega, pre if pre.numel() else states, phi,
-            weight_scales, readout_scales, first, need_x, word, tiles,
+    grad, readout_weight, omega = addressable(grad), addressable(readout_weight), addressable(omega)
+    with torch.cuda.device_of(x):
+        deltas = grad_x = x.new_empty(0)
+        if need_x or need_weights or need_biases:
+            tiles = choice.walk_tiles("network_bwd", x, widths, d, word)
+            deltas, grad_x = network_bwd(
+                grad, x, weights, readout_weight, omega, pre if pre.numel() else states, phi,
+                weight_scales, readout_scales, first, need_x, word, tiles,
+            )  # fmt: skip
+        tiles = choice.weight_tiles(x, widths, d, word)
+        return grad_x, *network_bwd_weights(
+            grad, x, states, deltas, readout_weight, omega, widths, weight_scales, bias_scales, readout_scales,
+            first, need_weights or need_biases, need_biases, need_readout, need_output_bias, word, tiles,
         )  # fmt: skip
-    tiles = choice.weight_tiles(x, widths, d, word)
-    return grad_x, *network_bwd_weights(
-        grad, x, states, deltas, readout_weight, omega, widths, weight_scales, bias_scales, readout_scales,
-        first, need_weights or need_biases, need_biases, need_readout, need_output_bias, word, tiles,
-    )  # fmt: skip
 
 
 @_bwd.register_fake
@@ -246,8 +251,8 @@ class _Network(torch.autograd.Function):
         need = ctx.needs_input_grad[3:]
         if grad is None:
             return (None,) * (3 + len(need))
-        if torch.is_grad_enabled():
-            # the gradients are to be differentiated themselves
+        if torch.is_grad_enabled() or is_batched(grad):
+            # the gradients are to be differentiated themselves, or come many at once
             return None, None, None, *formula_gradients(plan, inputs, need, grad)
         x, omega, readout_weight, _, *layers = inputs
         need_x, need_omega, need_readout, need_output_bias, *need_layers = need
@@ -271,4 +276,6 @@ class _Network(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()
+    # offsets inside a block of 64 rows have 32 bits; a stride of one row can be anything
+    small = x.stride(1) == 1 and x.stride(0) * 64 < 2**31
+    return x if small else x.clone(memory_format=torch.contiguous_format)

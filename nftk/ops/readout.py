@@ -10,8 +10,8 @@ from torch.autograd import forward_ad
 from nftk._checks import check_list, check_same, check_scales, check_shape, check_tensor
 from nftk._dispatch import resolve
 from nftk.ops import precision as precisions
-from nftk.ops.batching import register_loop
-from nftk.ops.network_formula import transform_active, weighted_sum
+from nftk.ops.batching import addressable, register_loop
+from nftk.ops.network_formula import is_batched, transform_active, weighted_sum
 
 _OP = "ops.readout"
 _SUPPORTED = ("triton", "torch")  # fastest first
@@ -118,6 +118,8 @@ def triton_lacks(tensors: Sequence[Tensor], backend: str, layers: int) -> str | 
         return "forward-mode derivatives (jvp)"
     if layers > _MOST_LAYERS:
         return f"more than {_MOST_LAYERS} layers, got {layers}"
+    if len({t.dtype for t in tensors[:-2]}) > 1:
+        return "hidden states of different dtypes"
     if backend == "auto" and transform_active():
         return "torch.func transforms as fast as torch's own operations"
     return None
@@ -163,7 +165,9 @@ def _fwd(
 
         word = choice.kernel_precision(hs[0].dtype, precision, out_dtype)
         tiles = choice.readout_fwd_tiles(hs, omega.shape[0], word)
-        return readout_fwd(hs, readout_weight, omega, scales, with_readouts, word, out_dtype, tiles)  # type: ignore[no-any-return]
+        v, weights = addressable(readout_weight), addressable(omega)
+        with torch.cuda.device_of(omega):
+            return readout_fwd(hs, v, weights, scales, with_readouts, word, out_dtype, tiles)  # type: ignore[no-any-return]
     with precisions.full_precision(hs[0]):
         found = _formula(hs, readout_weight, omega, tuple(scales), with_readouts)
     f, readouts = found if isinstance(found, tuple) else (found, found.new_empty(0))
@@ -205,7 +209,12 @@ def _bwd(
 
         word = choice.kernel_precision(hs[0].dtype, precision, grad.dtype)
         tiles = choice.readout_bwd_tiles(hs, omega.shape[0], word)
-        return readout_bwd(grad, grad_readouts, hs, readout_weight, omega, scales, need_h, need_v, word, tiles)  # type: ignore[no-any-return]
+        v, weights, grad = addressable(readout_weight), addressable(omega), addressable(grad)
+        per_layer = None if grad_readouts is None else addressable(grad_readouts)
+        with torch.cuda.device_of(omega):
+            return readout_bwd(  # type: ignore[no-any-return]
+                grad, per_layer, hs, v, weights, scales, need_h, need_v, word, tiles
+            )
     with precisions.full_precision(hs[0]):
         grad_h, grad_v, grad_omega = _gradients(grad, grad_readouts, hs, readout_weight, omega, tuple(scales))
     empty = grad.new_empty(0)
@@ -277,14 +286,16 @@ class _Readout(torch.autograd.Function):
             ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_readouts: Tensor | None) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, grad_readouts: Tensor | None) -> Any:
         readout_weight, omega, *hs = ctx.saved_tensors
         scales, with_readouts, precision, _, backend = ctx.settings
         if not with_readouts:
             grad_readouts = None
+        if grad is None:
+            return (None,) * (3 + len(hs))
         need_h, need_v = any(ctx.needs_input_grad[3:]), any(ctx.needs_input_grad[1:3])
-        if torch.is_grad_enabled():
-            # the gradients are to be differentiated themselves
+        if torch.is_grad_enabled() or is_batched(grad):
+            # the gradients are to be differentiated themselves, or come many at once
             per_layer, grad_v, grad_omega = _gradients(grad, grad_readouts, hs, readout_weight, omega, scales)
             return None, grad_v, grad_omega, *per_layer
         grad_h, grad_v, grad_omega = _bwd(
@@ -304,6 +315,8 @@ def _check(hidden_states: Any, readout_weight: Tensor, omega: Tensor) -> None:
         check_tensor(_OP, name, t)
     lead = tuple(hidden_states[0].shape[:-1])
     for i, h in enumerate(hidden_states):
+        if h.ndim and h.shape[-1] == 0:
+            raise ValueError(f"nftk.{_OP}: hidden_states[{i}] must have at least one column, got {list(h.shape)}")
         check_shape(_OP, f"hidden_states[{i}]", h, (*lead, f"n{i + 1}"))
     total = sum(h.shape[-1] for h in hidden_states)
     check_shape(_OP, "readout_weight", readout_weight, ("d", total))
