@@ -18,6 +18,9 @@ TILES, WALK, FORWARD = "kernels/_tiles.py", "kernels/_walk.py", "kernels/network
 BACKWARD, WEIGHTS = "kernels/network_bwd.py", "kernels/network_weights.py"
 BOTH = f"{READOUT} {NETWORK}"
 
+# seconds; programs that wait for others which never start do so for ever
+LONGEST = 1800
+
 # most faults show in float32; torch's own path has none planted
 QUICK = "not float16 and not bfloat16 and not test_torch"
 
@@ -70,6 +73,8 @@ MUTANTS = {
     "network: a program skips the blocks beyond its first": (NETWORK, FORWARD, "    for block in range(group, tl.cdiv(B, BLOCK_B), groups):\n        # int64", "    for block in range(group, group + 1, groups):\n        # int64"),
     "network: programs do not wait": (NETWORK, WALK, "        while seen < arrivals:", "        while seen < 0:"),
     "network: shared counter left behind": (NETWORK, FORWARD, "(L + 1) * COLUMNS - 1:\n                tl.store(arrivals + group, 0)\n        else", "(L + 9) * COLUMNS - 1:\n                tl.store(arrivals + group, 0)\n        else"),
+    "network: walk back's counter left behind above frozen layers": (NETWORK, BACKWARD, "== (L - first + 1) * COLUMNS - 1:", "== (L + 1) * COLUMNS - 1:"),
+    "network: more programs wait than the chip holds": (NETWORK, "kernels/choice.py", "blocks * tiles.splits <= programs_at_once(x.device)", "blocks * tiles.splits <= 1 + programs_at_once(x.device)"),
     "network: walk back misses the layer above": (NETWORK, BACKWARD, "            n_above = n_out\n", "            n_above = 0\n"),
     "network: walk back takes its own weight": (NETWORK, BACKWARD, "above = pick(weights, tl.minimum(layer + 1, L - 1))", "above = pick(weights, layer)"),
     "network: walk back forgets the slope": (NETWORK, BACKWARD, "(acc * slope).to(deltas", "acc.to(deltas"),
@@ -88,9 +93,14 @@ MUTANTS = {
     # the operations
     "op: gradient of the inputs never asked for": (READOUT, "nftk/ops/readout.py", "need_h, need_v = any(ctx.needs_input_grad[3:])", "need_h, need_v = any(ctx.needs_input_grad[4:])"),
     "op: f_l marked as without gradient": (READOUT, "nftk/ops/readout.py", "        if not ctx.settings[1]:\n            ctx.mark", "        if True:\n            ctx.mark"),
-    "op: second derivative by the kernels": (READOUT, "nftk/ops/readout.py", "if torch.is_grad_enabled():\n            # the", "if False:\n            # the"),
+    "op: second derivative by the kernels": (READOUT, "nftk/ops/readout.py", "if torch.is_grad_enabled() or is_batched(grad):\n            # the", "if is_batched(grad):\n            # the"),
     "op: jvp not refused": (READOUT, "nftk/ops/readout.py", 'if getattr(forward_ad, "_current_level", -1) >= 0:', "if False:"),
-    "op: a cast before the launch": (READOUT, "nftk/ops/readout.py", "        return readout_fwd(hs, readout_weight, omega, scales", "        return readout_fwd(hs, readout_weight, omega.clone(), scales"),
+    "op: a cast before the launch": (READOUT, "nftk/ops/readout.py", "return readout_fwd(hs, v, weights, scales", "return readout_fwd(hs, v, weights.clone(), scales"),
+    "op: second derivative without the scales": (READOUT, "nftk/ops/readout.py", "grad_omega.append((sums * v).sum(1) * r)", "grad_omega.append((sums * v).sum(1))"),
+    "op: backward in another precision": (READOUT, "nftk/ops/readout.py", "need_h, need_v, precision, backend\n        )\n        split", "need_h, need_v, 'highest', backend\n        )\n        split"),
+    "op: backward of the network in another precision": (NETWORK, "nftk/ops/network_triton.py", "first, needs, ctx.precision,", "first, needs, 'highest',"),
+    "op: autocast in bfloat16 always": (BOTH, "nftk/ops/precision.py", "return torch.get_autocast_dtype(kind)", "return torch.bfloat16"),
+    "op: a gradient that is not there": (NETWORK, "nftk/ops/network_triton.py", "if grad is None:", "if False:"),
     "op: states kept side by side by a copy": (NETWORK, "nftk/ops/network_triton.py", "_rows(x), [w.contiguous() for w in weights], biases", "_rows(x), [w.clone() for w in weights], biases"),
 }  # fmt: skip
 
@@ -119,10 +129,14 @@ def survives(name):
         copy(tree)
         plant(tree, file, text, becomes)
         environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "-m", "not slow", "-k", QUICK, *tests.split()],
-            cwd=tree, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "-m", "not slow", "-k", QUICK, *tests.split()],
+                cwd=tree, env=environment, capture_output=True, text=True, timeout=LONGEST,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            print(f"{'red':9}{name}: hangs", flush=True)
+            return False
         summary = done.stdout.strip().splitlines()[-1:] or [done.stderr[-200:]]
         failed = [line for line in done.stdout.splitlines() if line.startswith("____")][:1]
         # a store past the end can bring the interpreter down: red too
