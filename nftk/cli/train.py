@@ -52,8 +52,7 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
     standardizer = Standardizer.fit(data.x_train, data.standardize if mode == "auto" else mode)
     pairs = [(standardizer.transform(x), y) for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))]
     model = _network(settings, data)
-    # every check of fit before the first file is written
-    nftk.fit(model, *pairs, **_keywords(settings) | {"epochs": min(settings.epochs, 0)})
+    _check(settings, model, pairs)
     if resume and (finished := _finished(out, settings)) is not None:
         return finished
     if resume:
@@ -77,6 +76,17 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
         raise
     _remove_checkpoints(out)
     return summary
+
+
+def _check(settings: Settings, model: nftk.NFTKMLP, pairs: list[Any]) -> None:
+    """Make every check of fit before the first file is written, in the words of the command line."""
+    try:
+        nftk.fit(model, *pairs, **_keywords(settings) | {"epochs": min(settings.epochs, 0)})
+    except (ValueError, TypeError) as error:
+        said = str(error)
+        for field in dataclasses.fields(Settings):
+            said = said.replace(f"nftk.fit: {field.name} must", f"nftk: --{field.name.replace('_', '-')} must")
+        raise SettingsError(said) from error
 
 
 def _network(settings: Settings, data: DataSplit) -> nftk.NFTKMLP:
