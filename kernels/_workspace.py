@@ -1,5 +1,7 @@
 """Counters that are zero before every launch and after it, without a memset in between."""
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -23,11 +25,35 @@ def counters(count: int, device: torch.device) -> Tensor:
     key = (device.type, index, stream)
     found = _by_stream.get(key)
     if found is None or len(found) < count:
-        found = torch.zeros(max(count, _CHUNK), dtype=torch.int32, device=device)
+        found = _lasting_zeros(max(count, _CHUNK), device)
         _by_stream[key] = found
-        # zeroed while nothing is captured, for the first captures to cut from
-        _for_capture.setdefault(index, [torch.zeros(_CHUNK, dtype=torch.int32, device=device)])
+        if index not in _for_capture:
+            # zeroed while nothing is captured, for the first captures to cut from
+            _for_capture[index] = [_lasting_zeros(_CHUNK, device)]
     return found[:count]
+
+
+def _lasting_zeros(count: int, device: torch.device) -> Tensor:
+    """Zeros that no memory pool owns.
+
+    torch.compile(mode="reduce-overhead") lets a call warm up with all that its thread allots in the pool of its CUDA
+    graphs, and takes that memory back behind its owners. So this is allotted by another thread, on its own stream.
+    """
+    made: list[Tensor] = []
+
+    def allot() -> None:
+        made.append(torch.zeros(count, dtype=torch.int32, device=device))
+
+    apart = threading.Thread(target=allot)
+    apart.start()
+    apart.join()
+    (zeros,) = made
+    if device.type == "cuda":
+        used_on = torch.cuda.current_stream(device)
+        used_on.wait_stream(torch.cuda.default_stream(device))
+        # when a longer one takes its place, launches on that stream may still be using it
+        zeros.record_stream(used_on)
+    return zeros
 
 
 def _own_part(count: int, device: torch.device, index: int) -> Tensor:

@@ -194,6 +194,21 @@ def test_two_graphs_side_by_side():
         assert torch.equal(out, want)
 
 
+@pytest.mark.parametrize("rows", [(50,), (50, 3000, 50, 3000)], ids=["one batch size", "two"])
+def test_reduce_overhead(rows):
+    """CUDA graph trees of torch.compile: their warm-up, captures and replays leave the counters whole."""
+    model, _ = model_and_batch()
+    compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True, dynamic=False)
+    for size in rows:
+        x = torch.randn(size, 784, device="cuda")
+        want = torch.autograd.grad(model(x).sin().sum(), list(model.parameters()))
+        for _ in range(5):  # warm-up, capture, replays
+            torch.compiler.cudagraph_mark_step_begin()
+            found = torch.autograd.grad(compiled(x).sin().sum(), list(model.parameters()))
+            for a, b in zip(found, want, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_offsets_beyond_31_bits():
     """A batch whose states have more than 2^31 entries."""
     if torch.cuda.get_device_properties(0).total_memory < 60e9:
