@@ -35,11 +35,13 @@ def check_same(op: str, attribute: str, **tensors: Tensor) -> None:
 
 
 def check_tensor(op: str, name: str, x: Any) -> None:
-    """Raise TypeError unless x is a tensor of floating dtype."""
+    """Raise TypeError unless x is a dense tensor of floating dtype."""
     if not isinstance(x, Tensor):
         raise TypeError(f"nftk.{op}: {name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"nftk.{op}: {name} must have a floating dtype, got {x.dtype}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"nftk.{op}: {name} must be dense, got {x.layout}; to_dense() makes it so")
 
 
 def check_integer(op: str, name: str, value: Any, minimum: int) -> int:

@@ -33,7 +33,10 @@ _TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def why_not(backend: str, device: str) -> str | None:
-    """Return None where this machine can run a backend on a kind of device, else one sentence a user can act on."""
+    """Return None where this machine can run a backend on a device, else one sentence a user can act on.
+
+    device is a kind of device, or with its number, "cuda:1", that very one.
+    """
     if backend in ("cpp", "cuda"):
         return "no operation of this version has a form in it; use backend='torch'"
     if backend != "triton":
@@ -42,17 +45,22 @@ def why_not(backend: str, device: str) -> str | None:
         return _TRITON_PACKAGE
     if torch.version.hip is not None:
         return "it is written for NVIDIA GPUs, and this torch is built for AMD's; use backend='torch'"
-    if device != "cuda":
+    if device.partition(":")[0] != "cuda":
         return f"it needs tensors on a CUDA GPU, and these are on {device!r}; use backend='torch'"
-    compiling = torch.compiler.is_compiling()
-    if not compiling and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         # first: no package would mend this
         return "torch finds no CUDA GPU; use backend='torch'"
-    if compiling or _TRITON_PACKAGE is not None:
-        return _TRITON_PACKAGE
-    if torch.cuda.get_device_capability() < (8, 0):
+    return _TRITON_PACKAGE or _too_old(device)
+
+
+def _too_old(device: str) -> str | None:
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs a GPU of compute capability 8.0 (Ampere) or above; use backend='torch'"
     return None
+
+
+# what torch.compiler.assume_constant_result does, without its import of all of torch.compile: a GPU does not age
+_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_backend(op: str, backend: str, supported: tuple[str, ...]) -> None:
@@ -72,7 +80,7 @@ def resolve(
         op: The operation, for messages.
         backend: What was asked for.
         supported: Backends with code for the operation, fastest first; "torch" is the last.
-        device: The kind of device the inputs are on.
+        device: The device that the inputs are on, as str() gives it.
         lacks: Per backend, what of this call it has no code for; None for nothing.
 
     Returns:
@@ -87,7 +95,7 @@ def resolve(
     lacking = lacks or {}
     if backend == "auto":
         # Triton's interpreter is for tests that ask for it by name
-        usable = [b for b in supported if b == "torch" or device == "cuda"]
+        usable = [b for b in supported if b == "torch" or device.partition(":")[0] == "cuda"]
         return next(b for b in usable if lacking.get(b) is None and why_not(b, device) is None)
     lack = lacking.get(backend)
     if lack is not None:

@@ -10,10 +10,13 @@ def register_loop(op: Any) -> None:
     """Give a custom operation the batching rule that calls it once an example, for torch.func.vmap and jacrev."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        # a batch of none is asked too, for the shapes of what comes back
         results = [
-            op(*(_example(arg, dim, i) for arg, dim in zip(args, in_dims, strict=True))) for i in range(info.batch_size)
+            op(*(_example(arg, dim, i) for arg, dim in zip(args, in_dims, strict=True)))
+            for i in range(max(info.batch_size, 1))
         ]
-        return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+        batched = (torch.stack(parts)[: info.batch_size] for parts in zip(*results, strict=True))
+        return tuple(batched), (0,) * len(results[0])
 
     op.register_vmap(rule)
 
@@ -21,7 +24,18 @@ def register_loop(op: Any) -> None:
 def _example(arg: Any, dim: Any, i: int) -> Any:
     if isinstance(dim, list | tuple):
         return [_example(part, part_dim, i) for part, part_dim in zip(arg, dim, strict=True)]
-    return arg if dim is None else arg.select(dim, i)
+    if dim is None:
+        return arg
+    if arg.shape[dim] == 0:
+        return arg.new_zeros(arg.shape[:dim] + arg.shape[dim + 1 :])
+    return arg.select(dim, i)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return x with its leading dimensions as one; reshape(-1, n) could not tell it of none of them under vmap."""
+    if x.ndim == 2:
+        return x
+    return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
 
 
 def addressable(t: Tensor) -> Tensor:

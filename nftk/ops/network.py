@@ -170,10 +170,10 @@ def path(plan: Plan, backend: str, x: Tensor, tensors: Sequence[Tensor | None]) 
         assert omega is not None
         everything = (x, *tensors)
         lack = network_triton.unserved(plan, everything, x.shape[-1], omega.shape[0], backend)
-        if resolve(_OP, backend, SUPPORTED, device, {"triton": lack}) == "triton":
+        if resolve(_OP, backend, SUPPORTED, str(x.device), {"triton": lack}) == "triton":
             return "triton"
         named = [t for t in everything if t is not None]
-        served = why_not("triton", device) is None and triton_lacks(named, "auto", len(plan.widths)) is None
+        served = why_not("triton", str(x.device)) is None and triton_lacks(named, "auto", len(plan.widths)) is None
         # where torch's setting rounds, the one node is the exact way
         if served and (not precisions.torch_would_round(x) or any(phi.gradient is None for phi in plan.activations)):
             return "layers"

@@ -1,5 +1,6 @@
 """The plain formula of the network operation, in differentiable torch operations on any device."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -81,13 +82,15 @@ def formula_gradients(
     plan: Plan, inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
     """Gradients by way of the formula: for second and higher derivatives, and for batches of gradients at once."""
+    # autocast, which lets inputs differ in dtype, may have been left since
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in inputs if t is not None))
     places = [i for i, (t, need) in enumerate(zip(inputs, needed, strict=True)) if need and t is not None]
 
     def of_wanted(*wanted: Tensor) -> Tensor:
         every = list(inputs)
         for i, t in zip(places, wanted, strict=True):
             every[i] = t
-        return formula(plan, *every)  # type: ignore[arg-type]
+        return formula(plan, *(None if t is None else t.to(dtype) for t in every))  # type: ignore[arg-type]
 
     wanted = [inputs[i] for i in places]
     if transform_active():

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from nftk.ops import precision as precisions
-from nftk.ops.batching import addressable, register_loop
+from nftk.ops.batching import addressable, register_loop, rows_of
 from nftk.ops.network_formula import Plan, formula_gradients, is_batched, transform_active
 
 # the activations whose slope is a function of h, so that g is not kept for backward (kernels/_tiles.py)
@@ -62,7 +62,7 @@ def run(
     *layers: Tensor | None,
 ) -> Tensor:
     """Return f by the kernels; layers are the L weights, then the L biases."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = rows_of(x)
     tensors = (omega, readout_weight, output_bias, *layers)
     out_dtype = precisions.autocast_dtype(x) or x.dtype
     f: Tensor

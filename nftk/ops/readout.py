@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from nftk._checks import check_list, check_same, check_scales, check_shape, check_tensor
 from nftk._dispatch import resolve
 from nftk.ops import precision as precisions
-from nftk.ops.batching import addressable, register_loop
+from nftk.ops.batching import addressable, register_loop, rows_of
 from nftk.ops.network_formula import is_batched, transform_active, weighted_sum
 
 _OP = "ops.readout"
@@ -80,7 +80,7 @@ def readout(
     scales = check_scales(_OP, "readout_scales", readout_scales, depth)
     first = hidden_states[0]
     lacks = {"triton": triton_lacks((*hidden_states, readout_weight, omega), backend, depth)}
-    chosen = resolve(_OP, backend, _SUPPORTED, first.device.type, lacks)
+    chosen = resolve(_OP, backend, _SUPPORTED, str(first.device), lacks)
     return run(hidden_states, readout_weight, omega, scales, return_readouts, wanted, chosen)
 
 
@@ -98,7 +98,7 @@ def run(
     cast = precisions.autocast_dtype(first)
     if backend == "torch" and not (precision == "highest" and cast is None and precisions.torch_would_round(first)):
         return _formula(hidden_states, readout_weight, omega, scales, return_readouts)
-    rows = [h.reshape(-1, h.shape[-1]) if h.ndim != 2 else h for h in hidden_states]
+    rows = [rows_of(h) for h in hidden_states]
     settings = (scales, return_readouts, precision, cast or first.dtype, backend)
     f: Tensor
     readouts: Tensor
