@@ -93,7 +93,7 @@ template <class Atom, int BYTES> void launch(Params& p, cudaStream_t stream) {
   check(blocks <= MOST, "the result has more tiles than 2^31; make it in parts");
   p.tiles = int32_t(blocks / (p.batch * p.outputs));
   const auto kernel = tangent_gram_kernel<Atom, BYTES>;
-  constexpr int shared_bytes = Stage<Atom>::SHARED_BYTES;
+  constexpr int shared_bytes = Ring<Atom>::SHARED_BYTES;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory");
   LAUNCH(kernel, dim3(unsigned(blocks)), dim3(Atom::THREADS), shared_bytes, stream, p);
   check(cudaGetLastError(), "launch");

@@ -102,10 +102,11 @@ struct Place {
   int sample, row;
 };
 
-template <class Atom> struct Stage {
+// The ring of stages, and beside it the places of the tile's rows and columns.
+template <class Atom> struct Ring {
   using Number = typename Atom::Number;
   static constexpr int COUNT = 3;  // 96 KB of 128 x 128 tiles: fits all of sm_80, sm_86, sm_89, sm_90, sm_100, sm_120
-  static constexpr int CHANNELS = ROW_BYTES / int(sizeof(Number));
+  static constexpr int CHANNELS = ROW_BYTES / int(sizeof(Number)), GROUP = CHANNELS / GROUPS;
   static constexpr int A_BYTES = Atom::BLOCK_M * ROW_BYTES, BYTES = A_BYTES + Atom::BLOCK_N * ROW_BYTES;
   static constexpr int SHARED_BYTES = COUNT * BYTES + (Atom::BLOCK_M + Atom::BLOCK_N) * int(sizeof(Place));
 };
@@ -121,8 +122,8 @@ template <class Atom, int BYTES> class Loader {
     if (more_) {
       const Term& t = walk_.at();
       copy<Atom::BLOCK_M>(stage, places_, t.a, t.channels);
-      copy<Atom::BLOCK_N>(stage + Stage<Atom>::A_BYTES, places_ + Atom::BLOCK_M, t.b, t.channels);
-      channel_ += Stage<Atom>::CHANNELS;
+      copy<Atom::BLOCK_N>(stage + Ring<Atom>::A_BYTES, places_ + Atom::BLOCK_M, t.b, t.channels);
+      channel_ += Ring<Atom>::CHANNELS;
       if (channel_ >= t.channels) {
         channel_ = 0;
         if (++row_ == t.summed) row_ = 0, more_ = walk_.next();
@@ -190,9 +191,9 @@ template <class Atom, int BYTES>
 __global__ void __launch_bounds__(Atom::THREADS, 1) tangent_gram_kernel(const __grid_constant__ Params p) {
   using Number = typename Atom::Number;
   using Word = typename Atom::Word;
-  using Ring = Stage<Atom>;
+  using Stages = Ring<Atom>;
   DYNAMIC_SHARED(shared);
-  Place* const places = reinterpret_cast<Place*>(shared + Ring::COUNT * Ring::BYTES);
+  Place* const places = reinterpret_cast<Place*>(shared + Stages::COUNT * Stages::BYTES);
 
   // the last output first: in a network it has the most terms, and long blocks must not come last
   const int result = int(blockIdx.x) / p.tiles, output = p.outputs - 1 - result / p.batch, batch = result % p.batch;
@@ -217,30 +218,30 @@ __global__ void __launch_bounds__(Atom::THREADS, 1) tangent_gram_kernel(const __
   Sums<Number, Atom::SQUARES_M, Atom::SQUARES_N> sum = {}, acc = {};
   Loader<Atom, BYTES> loader(p, output, batch, places);
 #pragma unroll
-  for (int s = 0; s < Ring::COUNT - 1; ++s) loader.start(shared + s * Ring::BYTES);
+  for (int s = 0; s < Stages::COUNT - 1; ++s) loader.start(shared + s * Stages::BYTES);
 
   int stage = 0, run = 0;
   Walk walk(p, output);
   while (walk.next()) {
     const Term& t = walk.at();
     for (int row = 0; row < t.summed; ++row) {
-      for (int channel = 0; channel < t.channels; channel += Ring::CHANNELS) {
-        cp_async_wait<Ring::COUNT - 2>();
+      for (int channel = 0; channel < t.channels; channel += Stages::CHANNELS) {
+        cp_async_wait<Stages::COUNT - 2>();
         // this chunk is there for everyone, and everyone has left the one before, whose stage comes next
         __syncthreads();
-        loader.start(shared + (stage + Ring::COUNT - 1) % Ring::COUNT * Ring::BYTES);
-        const unsigned char* chunk = shared + stage * Ring::BYTES;
+        loader.start(shared + (stage + Stages::COUNT - 1) % Stages::COUNT * Stages::BYTES);
+        const unsigned char* chunk = shared + stage * Stages::BYTES;
         const auto* a = reinterpret_cast<const Word*>(chunk + warp_row * ROW_BYTES);
-        const auto* b = reinterpret_cast<const Word*>(chunk + Ring::A_BYTES + warp_col * ROW_BYTES);
-        const int groups = min((t.channels - channel + Ring::CHANNELS / GROUPS - 1) / (Ring::CHANNELS / GROUPS), GROUPS);
-        // one body, as the registers do not suffice for two at once
+        const auto* b = reinterpret_cast<const Word*>(chunk + Stages::A_BYTES + warp_col * ROW_BYTES);
+        const int groups = min((t.channels - channel + Stages::GROUP - 1) / Stages::GROUP, GROUPS);
+        // one body: unrolled, it takes registers that are not there
 #pragma unroll 1
         for (int step = 0; step < groups; step += Atom::STEP) Atom::multiply(a, b, lane, step, acc);
-        stage = (stage + 1) % Ring::COUNT;
-        if (Atom::LONGEST_RUN && ++run == Atom::LONGEST_RUN) add_scaled(sum, acc, t, rows, cols), run = 0;
+        stage = (stage + 1) % Stages::COUNT;
+        const bool last = row + 1 == t.summed && channel + Stages::CHANNELS >= t.channels;
+        if (++run == Atom::LONGEST_RUN || last) add_scaled(sum, acc, t, rows, cols), run = 0;
       }
     }
-    add_scaled(sum, acc, t, rows, cols), run = 0;
   }
 
   Number* const out = static_cast<Number*>(p.out) + output * p.out_output + batch * (p.out_row1 + p.out_row2);

@@ -43,8 +43,8 @@ __device__ __forceinline__ void split(float x, uint32_t& big, uint32_t& small) {
 template <class T> struct Tf32x3 : T {
   using Number = float;
   using Word = float2;
-  // groups of a step; chunks that may add up in the tensor cores before they are scaled, 0 if any number may
-  static constexpr int STEP = 1, LONGEST_RUN = 0;
+  // groups that one step takes; chunks that may add up before they are scaled, so that long sums are made of short ones
+  static constexpr int STEP = 1, LONGEST_RUN = 16;
 
   __device__ static void multiply(const float2* a, const float2* b, int lane, int step,
                                   float (&acc)[T::SQUARES_M][T::SQUARES_N][2]) {
@@ -84,12 +84,12 @@ template <class T> struct Tf32x3 : T {
   }
 };
 
-// Operands rounded to TF32, 2^-11, or to BF16, 2^-8. The drift of 2,048 channels' sum in the tensor cores is 2^-16 at
-// most (256 additions, 2^-24 each), which is why their sums may be that long.
+// Operands rounded to TF32, 2^-11, or to BF16, 2^-8. A run stays in the tensor cores: each addition there cuts up to
+// 2^-23 of the sum, which makes at most 2^-17 over 512 channels by 8, and 2^-16 over 2,048 by 16.
 template <class T> struct Tf32 : T {
   using Number = float;
   using Word = float2;
-  static constexpr int STEP = 1, LONGEST_RUN = 64;
+  static constexpr int STEP = 1, LONGEST_RUN = 16;
 
   __device__ static void multiply(const float2* a, const float2* b, int lane, int step,
                                   float (&acc)[T::SQUARES_M][T::SQUARES_N][2]) {
@@ -137,7 +137,7 @@ template <class T> struct Bf16 : T {
 template <class T> struct Float64 : T {
   using Number = double;
   using Word = double;
-  static constexpr int STEP = 1, LONGEST_RUN = 0;
+  static constexpr int STEP = 1, LONGEST_RUN = 32;
 
   __device__ static void multiply(const double* a, const double* b, int lane, int step,
                                   double (&acc)[T::SQUARES_M][T::SQUARES_N][2]) {
