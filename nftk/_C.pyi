@@ -1,0 +1,71 @@
+"""The compiled parts of nftk, from csrc/: present where a C++ compiler was, tangent_gram where nvcc was too."""
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+from typing_extensions import Buffer
+
+class BuildInfo(TypedDict):
+    """What the extension was built by and for."""
+
+    cuda: bool
+    cuda_version: str | None
+    why_no_cuda: str | None
+    # as NFTK_CUDA_ARCHS names them, then the one whose PTX is held for newer GPUs, as "100+PTX"
+    architectures: list[str]
+    compiler: str
+    # the widest registers that this CPU has: "baseline", "avx2" or "avx512"
+    vectors: str
+
+# an entry of csrc/tangent_gram.h in its order; addresses, and strides counted in elements
+TangentGramEntry = tuple[
+    int,  # s
+    tuple[int, int],  # its strides: sample 1, sample 2
+    int,  # a
+    tuple[int, int, int],  # slice, sample, row
+    int,  # b
+    tuple[int, int, int],
+    int,  # channels
+    int,  # slices
+    int,  # first output
+    int,  # output step
+]
+
+def build_info() -> BuildInfo:
+    """What this extension was built by and for."""
+
+def scale_add(
+    out: Buffer,
+    product: Buffer,
+    s: Buffer,
+    first_row: int,
+    last_row: int,
+    *,
+    accumulate: bool,
+    vectors: Literal["auto", "baseline", "avx2", "avx512"] = "auto",
+) -> None:
+    """Rows of out (n1 d, n2 d) = or += product times s (n1, n2), each factor for a block of (d, d); one thread."""
+
+def mirror(x: Buffer, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+    """Write a tile of the upper triangle of a square matrix below the diagonal too; one thread."""
+
+def tangent_gram(
+    entries: Sequence[TangentGramEntry],
+    *,
+    out: int,
+    out_strides: tuple[int, int, int, int, int],
+    sizes: tuple[int, int, int],
+    outputs: int,
+    form: Literal["full", "trace", "diagonal"],
+    symmetric: bool,
+    accumulate: bool,
+    number: Literal["float32", "float64"],
+    precision: Literal["highest", "tf32", "bf16"],
+    tile: Literal["automatic", "small", "large"] = "automatic",
+    device: int,
+    stream: int,
+) -> None:
+    """Launch csrc/tangent_gram.h's function.
+
+    out_strides are of output, sample 1, row 1, sample 2, row 2; sizes are n1, n2, d.
+    """
