@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
+from nftk import _extension
+
 BACKENDS = ("auto", "torch", "cpp", "triton", "cuda")
 # tuples of pointers as kernel arguments came with it
 _OLDEST_TRITON = (3, 3)
@@ -30,6 +32,7 @@ def _triton_package() -> str | None:
 _TRITON_PACKAGE = _triton_package()
 # Triton's interpreter runs the kernels on any machine, for tests
 _TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_NO_CPP, _NO_CUDA = _extension.NO_CPP, _extension.NO_CUDA
 
 
 def why_not(backend: str, device: str) -> str | None:
@@ -37,19 +40,23 @@ def why_not(backend: str, device: str) -> str | None:
 
     device is a kind of device, or with its number, "cuda:1", that very one.
     """
-    if backend in ("cpp", "cuda"):
-        return "no operation of this version has a form in it; use backend='torch'"
-    if backend != "triton":
+    kind = device.partition(":")[0]
+    if backend == "cpp":
+        on_cpu = kind == "cpu"
+        return _NO_CPP if on_cpu else f"it needs tensors on a CPU, and these are on {device!r}; use backend='torch'"
+    if backend not in ("triton", "cuda"):
         return None
-    if _TRITON_INTERPRETED:
+    if backend == "triton" and _TRITON_INTERPRETED:
         return _TRITON_PACKAGE
     if torch.version.hip is not None:
         return "it is written for NVIDIA GPUs, and this torch is built for AMD's; use backend='torch'"
-    if device.partition(":")[0] != "cuda":
+    if kind != "cuda":
         return f"it needs tensors on a CUDA GPU, and these are on {device!r}; use backend='torch'"
     if not torch.cuda.is_available():
         # first: no package would mend this
         return "torch finds no CUDA GPU; use backend='torch'"
+    if backend == "cuda":
+        return _NO_CUDA or _too_old(device) or _not_built_for(device)
     return _TRITON_PACKAGE or _too_old(device)
 
 
@@ -59,8 +66,13 @@ def _too_old(device: str) -> str | None:
     return None
 
 
+def _not_built_for(device: str) -> str | None:
+    return _extension.not_for(torch.cuda.get_device_capability(device))
+
+
 # what torch.compiler.assume_constant_result does, without its import of all of torch.compile: a GPU does not age
 _too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_not_built_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_backend(op: str, backend: str, supported: tuple[str, ...]) -> None:
@@ -95,7 +107,7 @@ def resolve(
     lacking = lacks or {}
     if backend == "auto":
         # Triton's interpreter is for tests that ask for it by name
-        usable = [b for b in supported if b == "torch" or device.partition(":")[0] == "cuda"]
+        usable = [b for b in supported if b in ("torch", "cpp") or device.partition(":")[0] == "cuda"]
         return next(b for b in usable if lacking.get(b) is None and why_not(b, device) is None)
     lack = lacking.get(backend)
     if lack is not None:

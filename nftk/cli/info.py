@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 import nftk
+from nftk import _extension
 from nftk._dispatch import BACKENDS, why_not
 from nftk.ops.explain import explain
 
 _OPTIONAL = {"typer": "app", "rich": "app", "matplotlib": "app", "scikit-learn": "app"}
+_DEVICE = {"cpp": "cpu"}  # all others are asked for a GPU
 # the paper's four networks, and one for each thing that the kernels do not serve
 _NETWORKS: dict[str, dict[str, Any]] = {
     "784-[256]*10-10": {"in_features": 784, "hidden_features": [256] * 10, "out_features": 10},
@@ -38,7 +40,10 @@ def info() -> dict[str, Any]:
         "torch": torch.__version__,
         "cpu_threads": torch.get_num_threads(),
         "devices": _devices(),
-        "backends": {name: _state(why_not(name, "cuda")) for name in BACKENDS if name != "auto"},
+        "backends": {
+            name: _state(why_not(name, "cpu" if name == "cpp" else "cuda")) for name in BACKENDS if name != "auto"
+        },
+        "nftk._C": _compiled(),
         "with backend='auto'": {"on a CPU": explain(784, [256] * 10, 10, device="cpu").why} | _networks(),
         "packages": {name: _package(name, extra) for name, extra in _OPTIONAL.items()},
         "NFTK_DATA": os.environ.get("NFTK_DATA"),
@@ -64,6 +69,17 @@ def _devices() -> dict[str, Any]:
         found["cuda"] = _state(
             f"torch has CUDA {torch.version.cuda} but finds no GPU; `nvidia-smi` tells whether the driver does"
         )
+    return found
+
+
+def _compiled() -> dict[str, Any]:
+    """The parts of nftk._C, whether or not a GPU is here."""
+    found = {"C++": _state(_extension.NO_CPP), "CUDA": _state(_extension.NO_CUDA)}
+    built = _extension.BUILT
+    if built is not None:
+        found["C++"] |= {"compiler": built["compiler"], "vectors": built["vectors"]}
+        if built["cuda"]:
+            found["CUDA"] |= {"version": built["cuda_version"], "for": ", ".join(built["architectures"])}
     return found
 
 

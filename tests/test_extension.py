@@ -1,0 +1,312 @@
+"""nftk._C: its C++ parts against torch, what it says of itself, and what nftk says of it."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nftk import _dispatch, _extension
+
+ROOT = Path(__file__).parent.parent
+needs_extension = pytest.mark.skipif(_extension.NO_CPP is not None, reason=str(_extension.NO_CPP))
+if _extension.NO_CPP is None:
+    from nftk import _C
+
+WIDTHS = ["baseline", "avx2", "avx512"]
+DTYPES = [torch.float32, torch.float64]
+# (n1, n2, d): one, primes, columns that end within a block of 512 and within an example, none
+SHAPES = [(1, 1, 1), (3, 5, 7), (4, 103, 5), (2, 600, 1), (2, 2, 400), (0, 3, 2), (3, 0, 2), (2, 3, 0)]
+
+
+def has_vectors(name):
+    return WIDTHS.index(name) <= WIDTHS.index(_C.build_info()["vectors"])
+
+
+def scattered(rows, cols, dtype, *, by_cols=False):
+    """A matrix of random numbers with NaN between its rows, or its columns too."""
+    step = 3 if by_cols else 1
+    whole = torch.full((rows, cols * step + 4), torch.nan, dtype=dtype)
+    part = whole[:, 2 : 2 + cols * step : step]
+    part.copy_(torch.randn(rows, cols))
+    return whole, part
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("accumulate", [False, True], ids=["write", "add"])
+@pytest.mark.parametrize("vectors", WIDTHS)
+def test_scale_add(dtype, shape, accumulate, vectors):
+    if not has_vectors(vectors):
+        pytest.skip(f"this CPU has no {vectors}")
+    n1, n2, d = shape
+    whole, out = scattered(n1 * d, n2 * d, dtype)
+    _, product = scattered(n1 * d, n2 * d, dtype)
+    _, s = scattered(n1, n2, dtype, by_cols=True)
+    before = out.clone() if accumulate else torch.zeros_like(out)
+    if not accumulate:
+        out.fill_(torch.nan)
+    truth = before + s.repeat_interleave(d, 0).repeat_interleave(d, 1) * product
+    # two ranges that split the rows of one example, as two threads would
+    cut = (n1 * d) // 2
+    for first, last in [(0, cut), (cut, n1 * d)]:
+        _C.scale_add(out.numpy(), product.numpy(), s.numpy(), first, last, accumulate=accumulate, vectors=vectors)
+    torch.testing.assert_close(out, truth, rtol=2 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+    assert whole[:, :2].isnan().all()
+    assert whole[:, -2:].isnan().all()
+
+
+@needs_extension
+def test_scale_add_writes_no_other_row():
+    out = np.zeros((6, 4))
+    _C.scale_add(out, np.ones((6, 4)), np.ones((3, 2)), 1, 4, accumulate=False)
+    assert out.any(1).tolist() == [False, True, True, True, False, False]
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 100])
+def test_mirror(dtype, n):
+    whole, x = scattered(n, n, dtype)
+    x.copy_(torch.where(torch.ones(n, n).triu().bool(), x, torch.nan))
+    truth = x.triu().nan_to_num() + x.triu(1).nan_to_num().T
+    # tiles that no block size divides
+    edges = [0, n // 3, n // 2, n]
+    for rows in zip(edges, edges[1:], strict=False):
+        for cols in zip(edges, edges[1:], strict=False):
+            _C.mirror(x.numpy(), rows, cols)
+    assert torch.equal(x, truth)
+    assert whole[:, :2].isnan().all()
+    assert whole[:, -2:].isnan().all()
+
+
+@needs_extension
+def test_mirror_leaves_other_tiles_alone():
+    x = np.arange(49.0).reshape(7, 7)
+    before = x.copy()
+    _C.mirror(x, (1, 4), (2, 6))
+    for r in range(7):
+        for c in range(7):
+            mirrored = 1 <= c < 4 and 2 <= r < 6 and c < r
+            assert x[r, c] == (before[c, r] if mirrored else before[r, c])
+
+
+def read_only(x):
+    x.flags.writeable = False
+    return x
+
+
+@needs_extension
+def test_errors():
+    x, s = np.zeros((6, 4)), np.zeros((3, 2))
+
+    def add(out=x, product=x, s=s, rows=(0, 6), vectors="auto"):
+        _C.scale_add(out, product, s, *rows, accumulate=True, vectors=vectors)
+
+    for call, error, text in [
+        (lambda: add(product=np.zeros((6, 3))), ValueError, "product must have the shape of out"),
+        (lambda: add(s=np.zeros((3, 3))), ValueError, "out must be d times as high and as wide as s"),
+        (lambda: add(s=np.zeros((4, 2))), ValueError, "out must be d times as high and as wide as s"),
+        (lambda: add(rows=(0, 7)), ValueError, "rows must lie in 0 to 6, got 0 to 7"),
+        (lambda: add(rows=(-1, 2)), ValueError, "rows must lie in 0 to 6, got -1 to 2"),
+        (lambda: add(rows=(3, 2)), ValueError, "rows must lie in 0 to 6, got 3 to 2"),
+        (lambda: add(s=np.zeros(3)), ValueError, "s must be a matrix, got 1 dimensions"),
+        (lambda: add(out=np.zeros((6, 8))[:, ::2]), ValueError, "out must have columns next to each other"),
+        (lambda: add(s=s.astype(np.float32)), TypeError, "must all be float32 or all float64"),
+        (lambda: add(vectors="neon"), ValueError, "vectors must be one of baseline, avx2, avx512, got neon"),
+        (lambda: add(out=read_only(np.zeros((6, 4)))), (BufferError, ValueError), "read-only"),
+        (lambda: add(out=None), TypeError, "incompatible function arguments"),
+        (lambda: _C.mirror(x, (0, 1), (0, 1)), ValueError, "x must be square"),
+        (lambda: _C.mirror(np.zeros((2, 2)), (0, 3), (0, 1)), ValueError, "rows must lie in 0 to 2, got 0 to 3"),
+        (lambda: _C.mirror(np.zeros((2, 2)), (0, 1), (-1, 1)), ValueError, "cols must lie in 0 to 2, got -1 to 1"),
+        (lambda: _C.mirror(np.zeros((2, 2), int), (0, 1), (0, 1)), TypeError, "x must be float32 or float64"),
+        (lambda: _C.mirror(np.zeros((2, 2)), (0, 1, 2), (0, 1)), TypeError, "incompatible function arguments"),
+    ]:
+        with pytest.raises(error, match=re.escape(text)):
+            call()
+    too_wide = [name for name in WIDTHS if not has_vectors(name)]
+    for name in too_wide:
+        with pytest.raises(ValueError, match=f"this CPU has no {name}"):
+            add(vectors=name)
+
+
+@needs_extension
+def test_build_info():
+    info = _C.build_info()
+    assert set(info) == {"cuda", "cuda_version", "why_no_cuda", "architectures", "compiler", "vectors"}
+    assert info["vectors"] in WIDTHS
+    assert info["compiler"].startswith(("gcc ", "clang "))
+    if info["cuda"]:
+        assert re.fullmatch(r"\d+\.\d+", info["cuda_version"])
+        assert info["architectures"][-1].endswith("+PTX")
+        assert info["why_no_cuda"] is None
+    else:
+        assert info["cuda_version"] is None
+        assert info["architectures"] == []
+        assert info["why_no_cuda"]
+
+
+@needs_extension
+def test_the_stub_names_what_is_there():
+    stub = ast.parse((ROOT / "nftk/_C.pyi").read_text())
+    named = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    there = {name for name in dir(_C) if not name.startswith("_")}
+    assert there == named - (set() if _C.build_info()["cuda"] else {"tangent_gram"})
+    for node in stub.body:
+        if isinstance(node, ast.FunctionDef) and node.name in there:
+            arguments = [a.arg for a in [*node.args.args, *node.args.kwonlyargs]]
+            signature = getattr(_C, node.name).__doc__.splitlines()[0]
+            assert re.findall(r"(\w+): ", signature) == arguments, signature
+
+
+def call_tangent_gram(entries, **changes):
+    keywords = {
+        "out": 0, "out_strides": (0,) * 5, "sizes": (1, 1, 1), "outputs": 1, "form": "full", "symmetric": False,
+        "accumulate": False, "number": "float32", "precision": "highest", "device": 0, "stream": 0,
+    }  # fmt: skip
+    _C.tangent_gram(entries, **(keywords | changes))
+
+
+@pytest.mark.skipif(_extension.NO_CUDA is not None, reason=str(_extension.NO_CUDA))
+def test_tangent_gram_refuses_wrong_counts():
+    entry = (0, (0, 0), 0, (0, 0, 0), 0, (0, 0, 0), 1, 1, 0, 0)
+    for entries, changes, error, text in [
+        ([entry], {}, ValueError, "entries must have memory, got address 0"),
+        ([], {}, ValueError, "out must have memory, got address 0"),
+        ([entry[:-1]], {}, TypeError, "incompatible function arguments"),
+        ([(*entry, 0)], {}, TypeError, "incompatible function arguments"),
+        ([(0, (0,), *entry[2:])], {}, TypeError, "incompatible function arguments"),
+        ([], {"out_strides": (0,) * 4}, TypeError, "incompatible function arguments"),
+        ([], {"sizes": (1, 1)}, TypeError, "incompatible function arguments"),
+        ([], {"out": 8, "form": "half"}, ValueError, "form must be one of full, trace, diagonal, got half"),
+        ([], {"out": 8, "number": "int8"}, ValueError, "number must be one of float32, float64, got int8"),
+        ([], {"out": 8, "sizes": (-1, 1, 1)}, ValueError, "sizes must not be negative"),
+    ]:
+        with pytest.raises(error, match=re.escape(text)):
+            call_tangent_gram(entries, **changes)
+
+
+def load(tmp_path, module, note=None):
+    """What nftk._extension says of a package with this _C.py in the place of the extension."""
+    package = tmp_path / "nftk"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "_extension.py").write_text((ROOT / "nftk/_extension.py").read_text())
+    if module is not None:
+        (package / "_C.py").write_text(module)
+    if note is not None:
+        (package / "_C_missing.txt").write_text(note + "\n")
+    code = "from nftk import _extension as e; print([e.BUILT, e.NO_CPP, e.NO_CUDA])"
+    # -S: an editable install would find the real one
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout)
+
+
+def test_no_extension_is_told(tmp_path):
+    told = "nftk._C was never built; run `pip install .` in nftk's source"
+    assert load(tmp_path, None) == [None, told, told]
+
+
+def test_the_note_of_a_build_without_a_compiler_is_told(tmp_path):
+    told = "nftk was installed without nftk._C: no C++ compiler was found (c++); install one"
+    assert load(tmp_path, None, "no C++ compiler was found (c++); install one") == [None, told, told]
+
+
+def test_an_extension_that_does_not_load_is_told(tmp_path):
+    built, no_cpp, no_cuda = load(tmp_path, "raise ImportError('libstdc++.so.6: version not found')")
+    assert built is None
+    assert no_cpp == no_cuda
+    assert no_cpp.startswith("nftk._C does not load (libstdc++.so.6: version not found); run `pip install .`")
+
+
+def test_an_extension_without_cuda_is_told(tmp_path):
+    module = "def build_info(): return {'cuda': False, 'why_no_cuda': 'no nvcc was found; install it'}"
+    _, no_cpp, no_cuda = load(tmp_path, module)
+    assert no_cpp is None
+    assert no_cuda == "nftk._C was built without CUDA: no nvcc was found; install it"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "served"),
+    [
+        (["80", "90a", "100", "100+PTX"], (8, 0), True),
+        (["80", "90a", "100", "100+PTX"], (8, 9), True),  # same generation
+        (["80", "90a", "100", "100+PTX"], (9, 0), True),
+        (["80", "90a", "100", "100+PTX"], (12, 1), True),  # PTX
+        (["90a", "90+PTX"], (8, 0), False),
+        (["100", "100+PTX"], (9, 0), False),
+        (["86", "86+PTX"], (8, 0), False),
+        (["90a"], (9, 1), False),  # what only the H100 has
+    ],
+)
+def test_gpus_that_the_architectures_serve(monkeypatch, architectures, capability, served):
+    monkeypatch.setattr(_extension, "BUILT", {"architectures": architectures})
+    told = _extension.not_for(capability)
+    assert (told is None) == served
+    if not served:
+        number = "{}{}".format(*capability)
+        assert f"built for {', '.join(architectures)}, and this GPU is {number}" in told
+        assert f"NFTK_CUDA_ARCHS={number} NFTK_BUILD_CUDA=1 pip install ." in told
+
+
+def test_why_not(monkeypatch):
+    for name, value in [("_NO_CPP", None), ("_NO_CUDA", None)]:
+        monkeypatch.setattr(_dispatch, name, value)
+    assert _dispatch.why_not("cpp", "cpu") is None
+    assert _dispatch.why_not("cpp", "cuda:1") == (
+        "it needs tensors on a CPU, and these are on 'cuda:1'; use backend='torch'"
+    )
+    assert "needs tensors on a CUDA GPU" in _dispatch.why_not("cuda", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _dispatch.why_not("cuda", "cuda") == "torch finds no CUDA GPU; use backend='torch'"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_extension, "BUILT", {"architectures": ["90a"]})
+    assert _dispatch.why_not("cuda", "cuda:0") is None
+    monkeypatch.setattr(_extension, "BUILT", {"architectures": ["100"]})
+    assert "nftk._C was built for 100, and this GPU is 90" in _dispatch.why_not("cuda", "cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "compute capability 8.0" in _dispatch.why_not("cuda", "cuda:0")
+    monkeypatch.setattr(_dispatch, "_NO_CUDA", "nftk._C was never built")
+    assert _dispatch.why_not("cuda", "cuda:0") == "nftk._C was never built"
+    monkeypatch.setattr(_dispatch, "_NO_CPP", "nftk._C was never built")
+    assert _dispatch.why_not("cpp", "cpu") == "nftk._C was never built"
+
+
+def test_auto_takes_cpp_on_a_cpu_where_it_is(monkeypatch):
+    monkeypatch.setattr(_dispatch, "_NO_CPP", None)
+    supported = ("cuda", "cpp", "torch")
+    assert _dispatch.resolve("op", "auto", supported, "cpu") == "cpp"
+    assert _dispatch.resolve("op", "auto", supported, "cpu", {"cpp": "float16"}) == "torch"
+    monkeypatch.setattr(_dispatch, "_NO_CPP", "nftk._C was never built")
+    assert _dispatch.resolve("op", "auto", supported, "cpu") == "torch"
+    with pytest.raises(RuntimeError, match="nftk.op: backend 'cpp' is not available: nftk._C was never built"):
+        _dispatch.resolve("op", "cpp", supported, "cpu")
+
+
+def test_why_not_compiles():
+    def asked(x):
+        told = [_dispatch.why_not(*question) for question in [("cuda", "cuda"), ("cpp", "cpu"), ("cpp", "cuda")]]
+        return x + sum(2**i for i, reason in enumerate(told) if reason is None)
+
+    x = torch.zeros(1)
+    assert torch.equal(torch.compile(asked, fullgraph=True, backend="eager")(x), asked(x))
+
+
+def test_info_tells_of_both_parts():
+    from nftk.cli.info import info
+
+    told = info()
+    parts = told["nftk._C"]
+    assert parts["C++"]["usable"] == (_extension.NO_CPP is None)
+    assert parts["CUDA"]["usable"] == (_extension.NO_CUDA is None)
+    assert parts["CUDA"].get("why") == _extension.NO_CUDA
+    assert told["backends"]["cpp"]["usable"] == parts["C++"]["usable"]
+    if _extension.BUILT is not None:
+        assert parts["C++"]["vectors"] == _extension.BUILT["vectors"]
