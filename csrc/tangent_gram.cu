@@ -80,18 +80,19 @@ bool aligned(const std::vector<Term>& terms, int64_t bytes, int64_t of_number) {
   return true;
 }
 
-template <class Atom> int64_t count_blocks(const Params& p) {
-  const int tiles_m = (p.rows + Atom::BLOCK_M - 1) / Atom::BLOCK_M;
-  const int tiles_n = (p.cols + Atom::BLOCK_N - 1) / Atom::BLOCK_N;
-  return count_tiles(tiles_m, tiles_n, Atom::BLOCK_M, Atom::BLOCK_N, p.symmetric) * p.batch * p.outputs;
+int32_t tiles_of(int32_t count, int32_t size) { return (count + size - 1) / size; }
+
+// Cuts the results into the atom's tiles, and returns the number of blocks.
+template <class Atom> int64_t cut(Params& p) {
+  p.tiles_m = tiles_of(p.rows, Atom::BLOCK_M), p.tiles_n = tiles_of(p.cols, Atom::BLOCK_N);
+  const int64_t tiles = count_tiles(p.tiles_m, p.tiles_n, Atom::BLOCK_M, Atom::BLOCK_N, p.symmetric);
+  check(tiles <= MOST / p.outputs / p.batch, "the result has more tiles than 2^31; make it in parts");
+  p.tiles = int32_t(tiles);
+  return tiles * p.batch * p.outputs;
 }
 
 template <class Atom, int BYTES> void launch(Params& p, cudaStream_t stream) {
-  p.tiles_m = (p.rows + Atom::BLOCK_M - 1) / Atom::BLOCK_M;
-  p.tiles_n = (p.cols + Atom::BLOCK_N - 1) / Atom::BLOCK_N;
-  const int64_t blocks = count_blocks<Atom>(p);
-  check(blocks <= MOST, "the result has more tiles than 2^31; make it in parts");
-  p.tiles = int32_t(blocks / (p.batch * p.outputs));
+  const int64_t blocks = cut<Atom>(p);
   const auto kernel = tangent_gram_kernel<Atom, BYTES>;
   constexpr int shared_bytes = Ring<Atom>::SHARED_BYTES;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory");
@@ -120,7 +121,7 @@ void choose_tile(Params& p, const std::vector<Term>& terms, TangentGramTile tile
     // no record yet: large tiles once they give every multiprocessor one
     int multiprocessors = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "asking for the device");
-    large = count_blocks<Large>(p) >= multiprocessors;
+    large = cut<Large>(p) >= multiprocessors;
   }
   large ? launch_all<Large>(p, terms, stream) : launch_all<Small>(p, terms, stream);
 }

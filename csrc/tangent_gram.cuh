@@ -165,17 +165,17 @@ template <class Number, int M, int N> using Sums = Number[M][N][2];
 template <class Number, int M, int N>
 __device__ __forceinline__ void add_scaled(Sums<Number, M, N>& sum, Sums<Number, M, N>& acc, const Term& t,
                                            const Place* rows, const Place* cols) {
-  const Number* s = static_cast<const Number*>(t.s);
 #pragma unroll
   for (int i = 0; i < M; ++i) {
-    const int64_t sample1 = rows[i * 8].sample;
+    // a row or column outside has zeros in acc, and takes any number of S
+    const Number* s = static_cast<const Number*>(t.s) + max(rows[i * 8].sample, 0) * t.s_stride1;
 #pragma unroll
     for (int j = 0; j < N; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int64_t sample2 = cols[j * 8 + e].sample;
-        if (sample1 >= 0 && sample2 >= 0)
-          sum[i][j][e] = fma(load(s + sample1 * t.s_stride1 + sample2 * t.s_stride2), acc[i][j][e], sum[i][j][e]);
+        // volatile: read again for each row, as the offsets of all columns at once do not fit beside the sums
+        const int sample2 = *const_cast<const volatile int*>(&cols[j * 8 + e].sample);
+        sum[i][j][e] = fma(load(s + max(sample2, 0) * t.s_stride2), acc[i][j][e], sum[i][j][e]);
         acc[i][j][e] = 0;
       }
   }
@@ -245,22 +245,24 @@ __global__ void __launch_bounds__(Atom::THREADS, 1) tangent_gram_kernel(const __
   }
 
   Number* const out = static_cast<Number*>(p.out) + output * p.out_output + batch * (p.out_row1 + p.out_row2);
+  const auto first = [&p](Place x) { return x.sample * p.out_sample1 + x.row * p.out_row1; };
+  const auto second = [&p](Place x) { return x.sample * p.out_sample2 + x.row * p.out_row2; };
 #pragma unroll
-  for (int i = 0; i < Atom::SQUARES_M; ++i)
+  for (int i = 0; i < Atom::SQUARES_M; ++i) {
+    const Place x = rows[i * 8];
+    Number *const of_row = out + first(x), *const of_col = out + second(x);
 #pragma unroll
     for (int j = 0; j < Atom::SQUARES_N; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const Place x = rows[i * 8], y = cols[j * 8 + e];
+        const Place y = cols[j * 8 + e];
         // from the places, so that no index stays in a register while the sums grow
         const int row = x.sample * p.per_sample + x.row, col = y.sample * p.per_sample + y.row;
         if (x.sample < 0 || y.sample < 0 || (p.symmetric && row > col)) continue;
-        put(out + x.sample * p.out_sample1 + x.row * p.out_row1 + y.sample * p.out_sample2 + y.row * p.out_row2,
-            sum[i][j][e], p.accumulate);
-        if (p.symmetric && row != col)
-          put(out + y.sample * p.out_sample1 + y.row * p.out_row1 + x.sample * p.out_sample2 + x.row * p.out_row2,
-              sum[i][j][e], p.accumulate);
+        put(of_row + second(y), sum[i][j][e], p.accumulate);
+        if (p.symmetric && row != col) put(of_col + first(y), sum[i][j][e], p.accumulate);
       }
+  }
 }
 
 }  // namespace nftk

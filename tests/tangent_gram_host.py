@@ -27,19 +27,6 @@ def missing():
     return None
 
 
-def build(folder):
-    """Compile the library into a folder and load it."""
-    path = Path(folder) / "tangent_gram_host.so"
-    source = ROOT / "tests/cuda/library.cpp"
-    include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda'}"]
-    done = subprocess.run(["g++", *FLAGS, *include, source, "-o", path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr, done.stderr
-    library = ctypes.CDLL(str(path))
-    library.last_error.restype = ctypes.c_char_p
-    return library
-
-
 @dataclass
 class Entry:
     """One S [n1, n2] with A [slices, n1, d, c] and B [slices, n2, d, c]."""
@@ -61,51 +48,77 @@ class _Entry(ctypes.Structure):
     ]
 
 
-def _allow(library, tensor, writable=False):
-    if tensor.numel():
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        bytes_ = (last + 1) * tensor.element_size()
-        library.allow(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_uint64(bytes_), int(writable))
-
-
 def out_strides(out, form):
-    """Strides as tangent_gram wants them: output, sample1, row1, sample2, row2."""
+    """Strides as tangent_gram wants them: output, sample 1, row 1, sample 2, row 2."""
     if form == "full":
         return out.stride()
     if form == "trace":
         return out.stride(0), out.stride(1), 0, out.stride(2), 0
-    return out.stride(0), out.stride(1), out.stride(2), out.stride(3), 0
+    return *out.stride(), 0
 
 
-def tangent_gram(
-    library, entries, out, d, form="full", symmetric=False, accumulate=False, precision="highest", tile="automatic",
-    device=0, seed=0, truncating=True, sizes=None,
-):  # fmt: skip
-    """Call csrc's launcher; out is [o, n1, d, n2, d], [o, n1, n2] or [o, n1, d, n2]. Returns the number of launches."""
-    n1, n2 = sizes or (out.shape[1], out.shape[{"full": 3, "trace": 2, "diagonal": 3}[form]])
-    library.forbid_all()
-    _allow(library, out, writable=True)
-    table = (_Entry * len(entries))()
-    for row, e in zip(table, entries, strict=True):
-        for x in (e.s, e.a, e.b):
-            _allow(library, x)
-            assert x is e.s or x.shape[3] < 2 or x.stride(3) == 1
-        values = (e.s.data_ptr(), *e.s.stride(), e.a.data_ptr(), *e.a.stride()[:3], e.b.data_ptr(), *e.b.stride()[:3],
-                  e.a.shape[3], e.a.shape[0], e.first_output, e.output_step)  # fmt: skip
-        for (name, _), value in zip(_Entry._fields_, values, strict=True):
-            setattr(row, name, value)
-    strides = (ctypes.c_int64 * 5)(*out_strides(out, form))
-    shape = (ctypes.c_int64 * 5)(n1, n2, d, out.shape[0], len(entries))
-    options = (ctypes.c_int * 7)(
-        FORMS.index(form), symmetric, accumulate, out.dtype == torch.float64, PRECISIONS.index(precision),
-        TILES.index(tile), device,
-    )  # fmt: skip
-    code = library.run_tangent_gram(
-        table, ctypes.c_void_p(out.data_ptr()), strides, shape, options, ctypes.c_uint64(seed), int(truncating)
-    )
-    if code:
-        raise {1: ValueError, 2: RuntimeError}[code](library.last_error().decode())
-    return library.launches()
+def samples(out, form):
+    """How many the two batches of a result have."""
+    return out.shape[1], out.shape[2 if form == "trace" else 3]
+
+
+class Host:
+    """The library, compiled into a folder and loaded."""
+
+    def __init__(self, folder):
+        path = Path(folder) / "tangent_gram_host.so"
+        include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda'}"]
+        command = ["g++", *FLAGS, *include, ROOT / "tests/cuda/library.cpp", "-o", path]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr, done.stderr
+        self._library = ctypes.CDLL(str(path))
+        self._library.last_error.restype = ctypes.c_char_p
+
+    def _allow(self, tensor, writable=False):
+        if tensor.numel():
+            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            size = ctypes.c_uint64((last + 1) * tensor.element_size())
+            self._library.allow(ctypes.c_void_p(tensor.data_ptr()), size, int(writable))
+
+    def current_device(self):
+        return self._library.current_device()
+
+    def last_launch(self):
+        """Device and stream."""
+        self._library.last_stream.restype = ctypes.c_uint64
+        return self._library.last_device(), self._library.last_stream()
+
+    def tangent_gram(
+        self, entries, out, d, form="full", symmetric=False, accumulate=False, precision="highest", tile="automatic",
+        device=0, stream=0, seed=0, sizes=None, strides=None,
+    ):  # fmt: skip
+        """Call csrc's launcher; out is [o, n1, d, n2, d], [o, n1, n2] or [o, n1, d, n2]. Return how often it launched.
+
+        A seed other than 0 shuffles the order of blocks, warps and lanes.
+        """
+        self._library.forbid_all()
+        self._allow(out, writable=True)
+        table = (_Entry * len(entries))()
+        for row, e in zip(table, entries, strict=True):
+            for x in (e.s, e.a, e.b):
+                self._allow(x)
+            values = (e.s.data_ptr(), *e.s.stride(), e.a.data_ptr(), *e.a.stride()[:3], e.b.data_ptr(),
+                      *e.b.stride()[:3], e.a.shape[3], e.a.shape[0], e.first_output, e.output_step)  # fmt: skip
+            for (name, _), value in zip(_Entry._fields_, values, strict=True):
+                setattr(row, name, value)
+        strides = (ctypes.c_int64 * 5)(*(strides or out_strides(out, form)))
+        shape = (ctypes.c_int64 * 5)(*(sizes or samples(out, form)), d, out.shape[0], len(entries))
+        options = (ctypes.c_int * 7)(
+            FORMS.index(form), symmetric, accumulate, out.dtype == torch.float64, PRECISIONS.index(precision),
+            TILES.index(tile), device,
+        )  # fmt: skip
+        code = self._library.run_tangent_gram(
+            table, ctypes.c_void_p(out.data_ptr()), strides, shape, options, *map(ctypes.c_uint64, (stream, seed))
+        )
+        if code:
+            raise {1: ValueError, 2: RuntimeError}[code](self._library.last_error().decode())
+        return self._library.launches()
 
 
 SUBSCRIPTS = {"full": "ab,aic,bjc->aibj", "trace": "ab,aic,bic->ab", "diagonal": "ab,aic,bic->aib"}

@@ -7,7 +7,7 @@ import pytest
 import tangent_gram_host as host
 import torch
 from kernel_checks import error, guarded
-from tangent_gram_host import Entry, formula, strided, tangent_gram, to_tf32
+from tangent_gram_host import Entry, formula, strided, to_tf32
 
 pytestmark = pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
 NUMBERS = ["highest", "tf32", "bf16", "float64"]
@@ -16,7 +16,7 @@ ROUNDED = {"highest": lambda x: x, "float64": lambda x: x, "tf32": to_tf32, "bf1
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return host.build(tmp_path_factory.mktemp("cuda"))
+    return host.Host(tmp_path_factory.mktemp("cuda"))
 
 
 class Case(NamedTuple):
@@ -33,10 +33,6 @@ class Case(NamedTuple):
 
 def dtype_of(number):
     return torch.float64 if number == "float64" else torch.float32
-
-
-def symmetrized(s):
-    return (s + s.T) / 2
 
 
 def make_entries(case, number, positive=False):
@@ -57,7 +53,8 @@ def make_entries(case, number, positive=False):
         a = operand(p, case.n1, c)
         b = a if case.n2 is None else operand(p, case.n2, c)
         s = draw(case.n1, case.n2 or case.n1, dtype=dtype)
-        entries.append(Entry(guarded(symmetrized(s) if case.n2 is None else s, "columns" if k % 2 else "rows"), a, b, k))
+        s = (s + s.T) / 2 if case.n2 is None else s
+        entries.append(Entry(guarded(s, "columns" if k % 2 else "rows"), a, b, k))
     return entries
 
 
@@ -81,7 +78,7 @@ def check(library, entries, outputs, n1, n2, d, form, number, symmetric=False, *
     """Run, and hold the result against float64; returns it."""
     dtype = dtype_of(number)
     out, whole = empty_out(outputs, n1, n2, d, form, dtype)
-    tangent_gram(library, entries, out, d, form, symmetric, precision=bare(number), **keywords)
+    library.tangent_gram(entries, out, d, form, symmetric, precision=bare(number), **keywords)
     assert written_only(out, whole), "wrote beside the result"
     of_operands = ROUNDED[number]
     rounded = [Entry(e.s, of_operands(e.a), of_operands(e.b), e.first_output, e.output_step) for e in entries]
@@ -152,7 +149,7 @@ def test_long_sums(library, number, bound):
     """Of positive numbers: in the tensor cores alone, which truncate, they would drift toward zero."""
     entries = make_entries(Case(3, 4, 2, (6000,)), number, positive=True)
     out, _ = empty_out(1, 3, 4, 2, "full", dtype_of(number))
-    tangent_gram(library, entries, out, 2, precision=bare(number))
+    library.tangent_gram(entries, out, 2, precision=bare(number))
     rounded = [Entry(e.s, ROUNDED[number](e.a), ROUNDED[number](e.b)) for e in entries]
     assert error(out, formula(rounded, 1, 3, 4, 2, "full", torch.float64)) < bound
 
@@ -162,7 +159,7 @@ def test_highest_is_as_exact_as_float32(library, seed):
     torch.manual_seed(seed)
     entries = make_entries(Case(9, 8, 6, (600, 200)), "highest", positive=seed == 1)
     out, _ = empty_out(2, 9, 8, 6, "full", torch.float32)
-    tangent_gram(library, entries, out, 6, seed=seed)
+    library.tangent_gram(entries, out, 6, seed=seed)
     truth, plain = (formula(entries, 2, 9, 8, 6, "full", dtype) for dtype in (torch.float64, torch.float32))
     assert error(out, truth) <= 2 * error(plain, truth) + torch.finfo(torch.float32).eps
 
@@ -176,9 +173,9 @@ def weighted(n, d, c, slices, first_output, output_step, dtype=torch.float32):
 
 @pytest.mark.parametrize("form", host.FORMS)
 def test_slices_and_outputs(library, form):
-    """All slices to one output, to each second, backward; outputs 1 and 6 have no terms."""
-    steps = [(4, 0, 0), (2, 2, 3), (3, 4, -1), (1, 3, 0), (1, 7, 5)]
-    entries = [weighted(5, 3, 9, *step) for step in steps]
+    """All slices to one output, to each third, backward; terms without channels; outputs 1 and 6 without terms."""
+    steps = [(9, 4, 0, 0), (0, 2, 2, 3), (9, 2, 2, 3), (9, 3, 4, -1), (0, 1, 6, 0), (9, 1, 3, 0), (9, 1, 7, 5)]
+    entries = [weighted(5, 3, *step) for step in steps]
     out = check(library, entries, 8, 5, 5, 3, form, "highest", seed=3)
     assert not out[1].any()
     assert not out[6].any()
@@ -194,7 +191,7 @@ def test_accumulate(library, form, symmetric):
     out, whole = empty_out(3, 9, n2, 8, form, torch.float64)
     before = torch.randn_like(out)
     out.copy_(before)
-    tangent_gram(library, entries, out, 8, form, symmetric, accumulate=True)
+    library.tangent_gram(entries, out, 8, form, symmetric, accumulate=True)
     truth = formula(entries, 3, 9, n2, 8, form, torch.float64)
     assert written_only(out, whole)
     torch.testing.assert_close(out - before, truth, rtol=0, atol=1e-13)
@@ -207,7 +204,7 @@ def test_more_entries_than_one_launch_holds(library, accumulate):
     out, whole = empty_out(2, 3, 3, 2, "full", torch.float32)
     before = torch.randn(out.shape) if accumulate else torch.zeros(out.shape)
     out.copy_(before if accumulate else out)
-    assert tangent_gram(library, entries, out, 2, accumulate=accumulate) == 3
+    assert library.tangent_gram(entries, out, 2, accumulate=accumulate) == 3
     assert written_only(out, whole)
     truth = before.double() + formula(entries, 2, 3, 3, 2, "full", torch.float64)
     assert error(out, truth) < 1e-6
@@ -216,7 +213,7 @@ def test_more_entries_than_one_launch_holds(library, accumulate):
 def test_one_launch_for_all_outputs(library):
     entries = [weighted(3, 2, 2, 1, k, 1) for k in range(128)]
     out, _ = empty_out(128, 3, 3, 2, "trace", torch.float32)
-    assert tangent_gram(library, entries, out, 2, "trace") == 1
+    assert library.tangent_gram(entries, out, 2, "trace") == 1
     assert error(out, formula(entries, 128, 3, 3, 2, "trace", torch.float64)) < 1e-5
 
 
@@ -229,9 +226,19 @@ def test_strides(library):
     ]
     whole = torch.full((4, 3, 6, 4, 2), math.nan)
     out = whole.permute(4, 2, 3, 1, 0)[:, :, :, :, :]
-    tangent_gram(library, entries, out[:1], 4)
+    library.tangent_gram(entries, out[:1], 4)
     assert whole[..., 1].isnan().all()
     assert error(out[:1], formula(entries, 1, 6, 3, 4, "full", torch.float64)) < 1e-6
+
+
+def test_diagonal_of_a_full_result(library):
+    """In the diagonal form both strides of rows count."""
+    entries = make_entries(Case(4, 3, 5, (6,)), "highest")
+    whole = torch.full((1, 4, 5, 3, 5), math.nan)
+    out = torch.diagonal(whole, dim1=2, dim2=4).permute(0, 1, 3, 2)
+    library.tangent_gram(entries, out, 5, "diagonal", strides=whole.stride())
+    assert whole.isnan().sum() == 4 * 3 * 20
+    assert error(out, formula(entries, 1, 4, 3, 5, "diagonal", torch.float64)) < 1e-6
 
 
 @pytest.mark.parametrize("row", [False, True])
@@ -248,7 +255,7 @@ def test_empty(library, sizes, form):
     n1, n2, d, c = sizes
     entries = [Entry(torch.randn(n1, n2), torch.randn(2, n1, d, c), torch.randn(2, n2, d, c))]
     out, whole = empty_out(3, n1, n2, d, form, torch.float32)
-    tangent_gram(library, entries, out, d, form, sizes=(n1, n2))
+    library.tangent_gram(entries, out, d, form, sizes=(n1, n2))
     assert written_only(out, whole)
     assert torch.equal(out, torch.zeros_like(out))
 
@@ -256,11 +263,11 @@ def test_empty(library, sizes, form):
 @pytest.mark.parametrize("entries", [[], [Entry(torch.randn(2, 2), torch.randn(0, 2, 3, 4), torch.randn(0, 2, 3, 4))]])
 def test_no_terms(library, entries):
     out, whole = empty_out(2, 2, 2, 3, "full", torch.float32)
-    tangent_gram(library, entries, out, 3)
+    library.tangent_gram(entries, out, 3)
     assert written_only(out, whole)
     assert not out.any()
     out.fill_(7)
-    assert tangent_gram(library, entries, out, 3, accumulate=True) == 0
+    assert library.tangent_gram(entries, out, 3, accumulate=True) == 0
     assert (out == 7).all()
 
 
@@ -278,37 +285,39 @@ def test_tile_chosen(library):
     """Large tiles once each multiprocessor (the engine has 4) gets one; the results differ in nothing."""
     entries = make_entries(Case(130, 129, 1, (20,)), "highest")
     small, automatic, large = (
-        check(library, entries, 1, 130, 129, 1, "full", "highest", tile=tile) for tile in ("small", "automatic", "large")
+        check(library, entries, 1, 130, 129, 1, "full", "highest", tile=tile)
+        for tile in ("small", "automatic", "large")
     )
     assert torch.equal(small, large)
     assert torch.equal(automatic, large)
 
 
-def test_device(library):
-    """The one that is asked for, and afterwards the one from before."""
+def test_device_and_stream(library):
+    """Those that are asked for; afterwards the device from before is current again."""
     entries = [weighted(2, 2, 2, 1, 0, 1)]
     out, _ = empty_out(1, 2, 2, 2, "full", torch.float32)
-    tangent_gram(library, entries, out, 2, device=1)
+    library.tangent_gram(entries, out, 2, device=1, stream=0x1230)
+    assert library.last_launch() == (1, 0x1230)
     assert library.current_device() == 0
     with pytest.raises(RuntimeError, match=r"nftk.tangent_gram: choosing the device: invalid device ordinal"):
-        tangent_gram(library, entries, out, 2, device=2)
+        library.tangent_gram(entries, out, 2, device=2)
 
 
 def test_errors(library):
     entry = weighted(2, 3, 4, 3, 1, 2)
     out, _ = empty_out(4, 2, 2, 3, "full", torch.float32)
     with pytest.raises(ValueError, match="entry 0 has slices for outputs 1 to 5 of 4"):
-        tangent_gram(library, [entry], out, 3)
+        library.tangent_gram([entry], out, 3)
     with pytest.raises(ValueError, match="entry 0 has slices for outputs 1 to -3 of 4"):
-        tangent_gram(library, [Entry(entry.s, entry.a, entry.b, 1, -2)], out, 3)
+        library.tangent_gram([Entry(entry.s, entry.a, entry.b, 1, -2)], out, 3)
     with pytest.raises(ValueError, match="symmetric result must be square"):
-        tangent_gram(library, [], out, 3, symmetric=True, sizes=(2, 1))
+        library.tangent_gram([], out, 3, symmetric=True, sizes=(2, 1))
     with pytest.raises(ValueError, match="must not be negative"):
-        tangent_gram(library, [], out, -1)
+        library.tangent_gram([], out, -1)
     with pytest.raises(ValueError, match="must stay below"):
-        tangent_gram(library, [], out, 1 << 20, sizes=(1 << 20, 1))
+        library.tangent_gram([], out, 1 << 20, sizes=(1 << 20, 1))
     with pytest.raises(ValueError, match="more tiles"):
-        tangent_gram(library, [], out, 1, sizes=(1 << 30, 1 << 30))
+        library.tangent_gram([], out, 1, sizes=(1 << 30, 1 << 30))
 
 
 def test_reads_and_writes_are_watched(library):
@@ -316,6 +325,6 @@ def test_reads_and_writes_are_watched(library):
     a = torch.randn(1, 2, 3, 4)
     out, _ = empty_out(1, 3, 2, 3, "full", torch.float32)
     with pytest.raises(RuntimeError, match="read outside of the arrays"):
-        tangent_gram(library, [Entry(torch.randn(3, 2), a, a)], out, 3)
+        library.tangent_gram([Entry(torch.randn(3, 2), a, a)], out, 3)
     with pytest.raises(RuntimeError, match="write outside of the arrays"):
-        tangent_gram(library, [], out, 3, sizes=(4, 2))
+        library.tangent_gram([], out, 3, sizes=(4, 2))

@@ -12,9 +12,9 @@
 #define __grid_constant__
 
 #define DYNAMIC_SHARED(name) unsigned char* const name = emu::engine.shared()
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                   \
-  (void)(stream), emu::engine.launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, \
-                                     [=] { kernel(__VA_ARGS__); })
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                              \
+  emu::last_device = emu::device, emu::last_stream = stream,                                \
+  emu::engine.launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, [=] { kernel(__VA_ARGS__); })
 // A barrier or warp operation takes its caller's place, so that threads that meet at different ones are told.
 #define EMU_PLACE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
@@ -50,7 +50,8 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 
 namespace emu {
-inline int device = 0;
+inline int device = 0, last_device = -1;
+inline void* last_stream = nullptr;
 constexpr int DEVICES = 2, MULTIPROCESSORS = 4;
 constexpr int MOST_SHARED = 99 << 10;  // of a block on sm_86, sm_89 and sm_120, which have least
 }  // namespace emu

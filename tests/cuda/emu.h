@@ -55,8 +55,7 @@ __attribute__((naked, noinline)) inline void switch_stack(void** /*save: rdi*/, 
 
 class Engine {
  public:
-  uint64_t seed = 0;           // 0: ascending order; otherwise blocks, warps and lanes are shuffled at every barrier
-  bool truncating = true;      // tensor cores cut addends and sums, as published measurements describe
+  uint64_t seed = 0;  // 0: ascending order; otherwise blocks, warps and lanes are shuffled at every barrier
   std::map<const void*, size_t> shared_limit;  // what cudaFuncSetAttribute has asked for
   size_t launches = 0;
 

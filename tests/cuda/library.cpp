@@ -15,13 +15,15 @@ void forbid_all() { emu::engine.forbid_all(); }
 void allow(const void* from, uint64_t bytes, int writable) { emu::engine.allow(from, bytes, writable); }
 int launches() { return int(emu::engine.launches); }
 int current_device() { return emu::device; }
+// Of the last launch.
+int last_device() { return emu::last_device; }
+uint64_t last_stream() { return reinterpret_cast<uint64_t>(emu::last_stream); }
 
 // strides: output, sample1, row1, sample2, row2; sizes: n1, n2, d, outputs, entries;
 // options: form, symmetric, accumulate, number, precision, tile, device.
 int run_tangent_gram(const nftk::TangentGramEntry* entries, void* out, const int64_t* strides, const int64_t* sizes,
-                     const int* options, uint64_t seed, int truncating) {
+                     const int* options, uint64_t stream, uint64_t seed) {
   emu::engine.seed = seed;
-  emu::engine.truncating = truncating;
   emu::engine.launches = 0;
   emu::engine.shared_limit.clear();
   nftk::TangentGram call{};
@@ -36,6 +38,7 @@ int run_tangent_gram(const nftk::TangentGramEntry* entries, void* out, const int
   call.precision = nftk::TangentGramPrecision(options[4]);
   call.tile = nftk::TangentGramTile(options[5]);
   call.device = options[6];
+  call.stream = reinterpret_cast<void*>(stream);
   try {
     nftk::tangent_gram(call);
     return 0;

@@ -4,8 +4,8 @@
 
 namespace emu {
 
-// c + sum x[k] y[k] as a tensor core adds: every addend cut to 1 bit below the largest one's last place, the sum cut to
-// float32, both toward zero; or (not truncating) exactly, rounded once.
+// c + sum x[k] y[k] as a tensor core adds, by published measurements: every addend cut to 1 bit below the largest one's
+// last place, the sum cut to float32, both toward zero.
 template <int K> float dot(float c, const float* x, const float* y) {
   double products[K + 1], exact = c, top = std::fabs(double(c));
   products[K] = c;
@@ -14,7 +14,7 @@ template <int K> float dot(float c, const float* x, const float* y) {
     exact += products[k];
     top = std::max(top, std::fabs(products[k]));
   }
-  if (!engine.truncating || !std::isfinite(exact) || top < 1e-250) return float(exact);
+  if (!std::isfinite(exact) || top < 1e-250) return float(exact);
   uint64_t bits;
   memcpy(&bits, &top, 8);
   bits = (uint64_t(2046 + 24) << 52) - (bits & 0x7ff0000000000000u);  // 2^(24 - exponent of top)
