@@ -2,13 +2,13 @@
 
 import ast
 import importlib.metadata
-import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from source_tree import copy_source, environment
 
 import nftk
 
@@ -79,16 +79,13 @@ def test_every_folder_has_its_place():
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
-    # a copy: setuptools leaves a build folder behind, and takes what lies in an old one
-    source = out / "source"
-    for name in ("nftk", "kernels"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
-        shutil.copy(ROOT / name, source)
+    source = copy_source(out / "source")
     done = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", out, source],
         capture_output=True,
         text=True,
+        # test_build.py has the wheels with and without compiled parts
+        env=environment(NFTK_BUILD_CUDA=0, DEBUG=1),
     )
     assert done.returncode == 0, done.stderr
     return next(out.glob("*.whl"))
