@@ -1,9 +1,23 @@
 """Layerwise tangent kernels for PyTorch: networks that say which layer decides which class."""
 
-from nftk import constraints, data, ops, reference
+from nftk import constraints, data, ops, reference, tangent
 from nftk.interpret import plot_omega
 from nftk.modules import NFTKMLP
+from nftk.tangent import LayerKernels, empirical_ntk
 from nftk.training import History, evaluate, fit
 
 __version__ = "0.1.0.dev0"
-__all__ = ["NFTKMLP", "History", "constraints", "data", "evaluate", "fit", "ops", "plot_omega", "reference"]
+__all__ = [
+    "History",
+    "LayerKernels",
+    "NFTKMLP",
+    "constraints",
+    "data",
+    "empirical_ntk",
+    "evaluate",
+    "fit",
+    "ops",
+    "plot_omega",
+    "reference",
+    "tangent",
+]

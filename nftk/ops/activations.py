@@ -116,3 +116,19 @@ def canonical(op: str, activation: Any) -> str | Callable[[Tensor], Tensor]:
 def resolve(activation: str | Callable[[Tensor], Tensor]) -> Activation:
     """Look up what :func:`canonical` returned."""
     return BY_NAME[activation] if isinstance(activation, str) else Activation(None, activation)
+
+
+def value_and_slope(activation: Activation, g: Tensor) -> tuple[Tensor, Tensor]:
+    """phi(g) and phi'(g), differentiable where g asks for it; autograd finds the slope of a user's callable."""
+    if activation.gradient is not None and not (torch.is_grad_enabled() and g.requires_grad):
+        h = activation.function(g)
+        return h, activation.gradient(torch.ones_like(g), g if activation.in_place is None else h)
+    create = torch.is_grad_enabled() and g.requires_grad
+    with torch.enable_grad():
+        point = g if create else g.detach().requires_grad_()
+        h = activation.function(point)
+        if not h.requires_grad:
+            # constant, as a sign or a step is for autograd
+            return h, torch.zeros_like(g)
+        (slope,) = torch.autograd.grad(h.sum(), point, create_graph=create)
+    return (h, slope) if create else (h.detach(), slope)

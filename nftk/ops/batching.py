@@ -15,6 +15,8 @@ def register_loop(op: Any) -> None:
             op(*(_example(arg, dim, i) for arg, dim in zip(args, in_dims, strict=True)))
             for i in range(max(info.batch_size, 1))
         ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results)[: info.batch_size], 0
         batched = (torch.stack(parts)[: info.batch_size] for parts in zip(*results, strict=True))
         return tuple(batched), (0,) * len(results[0])
 

@@ -4,11 +4,20 @@ Plain functions of plain tensors, in the letters of the paper (Alemohammad et al
 arXiv 2110.04945). They run in the dtype of their inputs; give them float64 and they are the truth.
 """
 
+from nftk.reference.empirical_ntk import empirical_ntk_reference
 from nftk.reference.network import (
     hidden_states_reference,
     network_reference,
     readouts_reference,
     weighted_sum_reference,
 )
+from nftk.reference.tangent_gram import tangent_gram_reference
 
-__all__ = ["hidden_states_reference", "network_reference", "readouts_reference", "weighted_sum_reference"]
+__all__ = [
+    "empirical_ntk_reference",
+    "hidden_states_reference",
+    "network_reference",
+    "readouts_reference",
+    "tangent_gram_reference",
+    "weighted_sum_reference",
+]

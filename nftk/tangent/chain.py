@@ -1,0 +1,250 @@
+"""What the tangent kernel has to know of a network: linear layers one after the other, and readouts on their states."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from nftk.modules import NFTKMLP
+from nftk.modules.hidden_layer import plain_parameters
+from nftk.ops import activations
+from nftk.ops.activations import Activation
+from nftk.ops.network_formula import affine
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """g = scale W h + bias_scale b, then phi; the last layer of a plain network is a readout instead."""
+
+    name: str
+    weight: Tensor  # [n_k, n_{k-1}]
+    bias: Tensor | None
+    activation: Activation
+    scale: float = 1.0
+    bias_scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Readout:
+    """scale V h_l, and a bias where the readout is itself a layer with one."""
+
+    name: str
+    layer: int  # l; 0 reads the input
+    weight: Tensor  # [d, n_l]
+    bias: bool = False
+    scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A network, as its kernel sees it."""
+
+    layers: tuple[Layer, ...]
+    readouts: tuple[Readout, ...]
+    omega: Tensor | None  # [d, L]; None: one readout, which is f
+    output_bias: bool
+    readout_name: str  # of the readouts' parameters, which are one block of per="module"
+    flattens: bool = False  # whether an input may have more than one dimension
+
+    @property
+    def in_features(self) -> int:
+        """Size m of an input."""
+        first = self.layers[0].weight if self.layers else self.readouts[0].weight
+        return first.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Number of outputs, d."""
+        return self.readouts[0].weight.shape[0]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Sizes of h_0 .. h_L."""
+        return (self.in_features, *(layer.weight.shape[0] for layer in self.layers))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return self.readouts[0].weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.readouts[0].weight.device
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Chain":
+        """The chain with a function applied to every parameter."""
+
+        def layer(x: Layer) -> Layer:
+            return dataclasses.replace(x, weight=change(x.weight), bias=None if x.bias is None else change(x.bias))
+
+        return dataclasses.replace(
+            self,
+            layers=tuple(map(layer, self.layers)),
+            readouts=tuple(dataclasses.replace(r, weight=change(r.weight)) for r in self.readouts),
+            omega=None if self.omega is None else change(self.omega),
+        )
+
+
+def chain_of(model: nn.Module, op: str) -> Chain:
+    """Read a network, or raise for one whose kernel this form cannot give."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"nftk.{op}: model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, NFTKMLP) and type(model).forward is NFTKMLP.forward:
+        chain = _of_nftk(model, op)
+    elif isinstance(model, nn.Linear | nn.Sequential) and not isinstance(model, NFTKMLP):
+        chain = _of_mlp(model, op)
+    else:
+        raise NotImplementedError(
+            f"nftk.{op}: model must be an NFTKMLP, or an nn.Sequential of nn.Linear and elementwise activations, "
+            f"got {type(model).__name__}"
+        )
+    _check_parameters(model, chain, op)
+    for layer in chain.layers:
+        _check_elementwise(layer, op)
+    return chain
+
+
+def _of_nftk(model: NFTKMLP, op: str) -> Chain:
+    if model.training and max(model.dropout) > 0:
+        raise ValueError(f"nftk.{op}: model must be in eval mode, got dropout {max(model.dropout):g} in training mode")
+    _check_hooks(model, op)
+    plain = plain_parameters(model.hidden)
+    if plain is None:
+        raise NotImplementedError(f"nftk.{op}: model must have hidden layers without hooks or forwards of their own")
+    plan, names = model._plan, [f"hidden.{i}" for i in range(len(model.hidden))]
+    layers = tuple(map(Layer, names, *plain, plan.activations, plan.weight_scales, plan.bias_scales))
+    readouts = tuple(
+        Readout(f"readout {i + 1}", i + 1, v, False, r)
+        for i, (v, r) in enumerate(zip(model.readout_weights(), plan.readout_scales, strict=True))
+    )
+    return Chain(layers, readouts, model.omega, model.output_bias is not None, "readout_weight")
+
+
+def _of_mlp(model: nn.Module, op: str) -> Chain:
+    linears: list[tuple[str, nn.Linear]] = []
+    phis: list[nn.Module] = []
+    flattens = False
+    for name, module in _leaves(model, op):
+        if type(module) is nn.Linear:
+            if linears and module.in_features != linears[-1][1].out_features:
+                raise ValueError(
+                    f"nftk.{op}: {name} must take the {linears[-1][1].out_features} outputs of the layer before, got "
+                    f"in_features={module.in_features}"
+                )
+            linears.append((name, module))
+            phis.append(nn.Identity())
+        elif isinstance(module, nn.Dropout | nn.AlphaDropout):
+            if module.training and module.p > 0:
+                raise ValueError(f"nftk.{op}: model must be in eval mode, got {module} in training mode at {name}")
+        elif isinstance(module, nn.Flatten) and not linears and (module.start_dim, module.end_dim) == (1, -1):
+            flattens = True
+        elif isinstance(module, nn.Linear) or not linears:
+            raise NotImplementedError(
+                f"nftk.{op}: {name} must be nn.Linear, or an elementwise activation or a dropout after one, got "
+                f"{type(module).__name__}"
+            )
+        else:
+            before = phis[-1]
+            phis[-1] = module if isinstance(before, nn.Identity) else nn.Sequential(before, module)
+    if not linears:
+        raise NotImplementedError(f"nftk.{op}: model must hold an nn.Linear, got none")
+    if not isinstance(phis[-1], nn.Identity):
+        raise NotImplementedError(
+            f"nftk.{op}: model must end with its last nn.Linear, got {phis[-1]} after it; leave that out"
+        )
+    layers = tuple(
+        Layer(name, linear.weight, linear.bias, activations.resolve(activations.canonical(op, phi)))
+        for (name, linear), phi in zip(linears[:-1], phis[:-1], strict=True)
+    )
+    name, last = linears[-1]
+    readout = Readout(name, len(layers), last.weight, last.bias is not None)
+    return Chain(layers, (readout,), None, False, name, flattens)
+
+
+def _leaves(model: nn.Module, op: str, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    _check_hooks(model, op)
+    if type(model).forward is not nn.Sequential.forward:
+        yield prefix or "model", model
+        return
+    # not named_children, which leaves out a module that stands in two places
+    for key, module in model._modules.items():
+        assert module is not None
+        yield from _leaves(module, op, f"{prefix}.{key}" if prefix else key)
+
+
+def _check_hooks(model: nn.Module, op: str) -> None:
+    if model._forward_hooks or model._forward_pre_hooks or parametrize.is_parametrized(model):
+        raise NotImplementedError(f"nftk.{op}: model must have no hooks or parametrizations, got some on {model}")
+
+
+def _check_parameters(model: nn.Module, chain: Chain, op: str) -> None:
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = owners.setdefault(id(parameter), name)
+        if other != name and not name.startswith("activation_modules."):
+            raise NotImplementedError(
+                f"nftk.{op}: model must use every module once, got the same parameter as {other} and as {name}"
+            )
+    known = {id(t) for layer in chain.layers for t in (layer.weight, layer.bias) if t is not None}
+    if isinstance(model, NFTKMLP):
+        known |= {id(t) for t in (model.readout_weight, model.omega, model.output_bias) if t is not None}
+    else:
+        last = list(module for _, module in _leaves(model, op) if type(module) is nn.Linear)[-1]
+        known |= {id(t) for t in (last.weight, last.bias) if t is not None}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in known:
+            raise NotImplementedError(
+                f"nftk.{op}: model must have no parameters but those of its layers and readouts, got {name}"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.device != chain.device or parameter.dtype is not chain.dtype:
+            raise ValueError(
+                f"nftk.{op}: parameters of model must share one dtype and device, got {parameter.dtype} on "
+                f"{parameter.device} for {name} and {chain.dtype} on {chain.device} for the readouts"
+            )
+        if not parameter.detach().isfinite().all():
+            raise ValueError(f"nftk.{op}: parameters of model must be finite, got NaN or infinity in {name}")
+
+
+def _check_elementwise(layer: Layer, op: str) -> None:
+    """Raise where a callable looks at more than one entry, or at chance: its kernel would be silently wrong."""
+    if layer.activation.name is not None:
+        return
+    width = layer.weight.shape[0]
+    # one row changed in every second entry: an elementwise function leaves the others, and the first row, as they were
+    probe = torch.linspace(-2, 2, 2 * width, dtype=layer.weight.dtype, device=layer.weight.device).view(2, width)
+    changed = probe.clone()
+    changed[1, ::2] += 0.5
+    with torch.no_grad():
+        before, again, after = (layer.activation.function(x.clone()) for x in (probe, probe, changed))
+    same = before.shape == probe.shape and torch.equal(before, again)
+    if not same or not torch.equal(before[0], after[0]) or not torch.equal(before[1, 1::2], after[1, 1::2]):
+        raise NotImplementedError(
+            f"nftk.{op}: an activation must be a fixed function of each entry alone, got {layer.activation.function} "
+            f"after {layer.name}"
+        )
+
+
+def hidden_states(chain: Chain, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """h_0 .. h_L, and phi'(g_1) .. phi'(g_L)."""
+    states, slopes = [x], []
+    for layer in chain.layers:
+        g = affine(states[-1], layer.weight, layer.bias, layer.scale, layer.bias_scale)
+        h, slope = activations.value_and_slope(layer.activation, g)
+        states.append(h)
+        slopes.append(slope)
+    return states, slopes
+
+
+def describe(chain: Chain) -> dict[str, Any]:
+    """Sizes and names, ready for JSON."""
+    return {
+        "widths": list(chain.widths),
+        "outputs": chain.out_features,
+        "layers": [layer.name for layer in chain.layers],
+        "readouts": [readout.name for readout in chain.readouts],
+    }

@@ -1,0 +1,134 @@
+"""What kernel is asked for, checked."""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nftk._checks import check_choice, check_number, check_tensor
+from nftk._dispatch import resolve
+from nftk.ops import precision as precisions
+from nftk.ops.tangent_gram import SUPPORTED
+from nftk.tangent.chain import Chain, chain_of
+
+# how ops.tangent_gram sums: sum_logits is the trace of d = 1, its outputs being summed before
+_FORMS = {"full": "full", "trace": "trace", "diagonal": "diagonal", "sum_logits": "trace"}
+_PER = ("layer", "module", "model")
+_NORMALIZE = ("cosine", "joint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Which blocks, reduced and normalised how, and computed by what."""
+
+    per: str
+    reduction: str
+    normalize: str | None
+    weights: tuple[float, ...] | None
+    include_omega: bool
+    precision: str
+    backend: str
+
+    @classmethod
+    def checked(
+        cls,
+        chain: Chain,
+        per: str,
+        reduction: str,
+        normalize: str | None,
+        weights: Any,
+        include_omega: bool,
+        precision: str,
+        backend: str,
+        *,
+        device: torch.device,
+        op: str,
+    ) -> "Request":
+        """Raise unless the settings go together and with the network."""
+        check_choice(op, "per", per, _PER)
+        check_choice(op, "reduction", reduction, _FORMS)
+        if normalize is not None:
+            check_choice(op, "normalize", normalize, _NORMALIZE)
+        if include_omega and (per == "layer" or chain.omega is None):
+            rule = "per='module' or 'model', because Omega's tangent is that of f" if per == "layer" else "an NFTKMLP"
+            raise ValueError(f"nftk.{op}: include_omega must go with {rule}, got per={per!r}")
+        request = cls(
+            per,
+            reduction,
+            normalize,
+            None,
+            bool(include_omega),
+            precisions.canonical(op, precision),
+            resolve(op, backend, SUPPORTED, str(device)),
+        )
+        return (
+            request if weights is None else dataclasses.replace(request, weights=request._weights(chain, weights, op))
+        )
+
+    def _weights(self, chain: Chain, weights: Any, op: str) -> tuple[float, ...]:
+        if self.per == "model":
+            raise ValueError(f"nftk.{op}: weights must go with per='layer' or 'module', got per='model'")
+        values = weights.tolist() if hasattr(weights, "tolist") else weights
+        size = len(self.block_names(chain))
+        if not isinstance(values, list | tuple) or len(values) != size:
+            got = getattr(weights, "shape", None)
+            told = list(got) if got is not None else values
+            raise ValueError(f"nftk.{op}: weights must have {size} entries, one a block, got {told}")
+        return tuple(check_number(op, f"weights[{i}]", w, -math.inf) for i, w in enumerate(values))
+
+    @property
+    def form(self) -> str:
+        """The form of ops.tangent_gram."""
+        return _FORMS[self.reduction]
+
+    @property
+    def one_output(self) -> bool:
+        """Whether all blocks are summed."""
+        return self.per == "model" or self.weights is not None
+
+    def block_names(self, chain: Chain) -> tuple[str, ...]:
+        """What the blocks are of."""
+        if self.per == "layer":
+            return tuple(readout.name for readout in chain.readouts)
+        own = ["output_bias"] if chain.output_bias else []
+        own += ["omega"] if self.include_omega else []
+        return (*(layer.name for layer in chain.layers), chain.readout_name, *own)
+
+    def names(self, chain: Chain) -> tuple[str, ...]:
+        """Names of the outputs."""
+        if self.one_output:
+            return ("model",) if self.per == "model" else ("weighted sum",)
+        return self.block_names(chain)
+
+
+def prepare(model: nn.Module, x1: Tensor, x2: Tensor | None, op: str) -> tuple[Chain, Tensor, Tensor | None]:
+    """Read the network and check the inputs; 16 bits are taken over into float32."""
+    chain = chain_of(model, op)
+    first = _check_input(chain, "x1", x1, op)
+    second = None if x2 is None else _check_input(chain, "x2", x2, op)
+    if chain.dtype in (torch.float16, torch.bfloat16):
+        chain, first = chain.map(Tensor.float), first.float()
+        second = None if second is None else second.float()
+    return chain, first, second
+
+
+def detached(chain: Chain, x1: Tensor, x2: Tensor | None) -> tuple[Chain, Tensor, Tensor | None]:
+    """Cut the parameters and inputs off from any graph."""
+    return chain.map(Tensor.detach), x1.detach(), None if x2 is None else x2.detach()
+
+
+def _check_input(chain: Chain, name: str, x: Any, op: str) -> Tensor:
+    check_tensor(op, name, x)
+    if chain.flattens and x.ndim > 2:
+        x = x.flatten(1)
+    if x.ndim != 2 or x.shape[1] != chain.in_features:
+        raise ValueError(f"nftk.{op}: {name} must have shape [n, {chain.in_features}], got {list(x.shape)}")
+    for attribute in ("dtype", "device"):
+        wanted, got = getattr(chain, attribute), getattr(x, attribute)
+        if wanted != got:
+            raise ValueError(f"nftk.{op}: {name} must have the model's {attribute}, {wanted}, got {got}")
+    if not bool(x.detach().isfinite().all()):
+        raise ValueError(f"nftk.{op}: {name} must be finite, got NaN or infinity")
+    return x  # type: ignore[no-any-return]

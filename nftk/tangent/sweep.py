@@ -1,0 +1,210 @@
+"""Fills the kernel of two sets of examples, tile by tile."""
+
+import contextlib
+import math
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from nftk.ops.precision import full_precision
+from nftk.ops.tangent_gram import fill
+from nftk.tangent.blocks import Rectangle, apply_scale, blocks_of, self_kernels
+from nftk.tangent.chain import Chain
+from nftk.tangent.plan import Plan, Tile, costs, make_plan
+from nftk.tangent.request import Request
+from nftk.tangent.walk import Tangents, tangents
+
+TileDone = Callable[[Tile, int, int], None]
+
+
+class Sweep:
+    """One kernel to be computed: of which network, for which examples, and in which order.
+
+    Args:
+        chain: The network; its parameters carry no gradients.
+        x1: First inputs, ``(n1, m)``.
+        x2: Second inputs, ``(n2, m)``; None: the first.
+        request: What is asked for.
+        budget: Bytes for everything beside inputs and output.
+        op: Name for messages.
+        plan: One made before, to go on with; None to make it.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        x1: Tensor,
+        x2: Tensor | None,
+        request: Request,
+        *,
+        budget: int,
+        op: str,
+        plan: Plan | None = None,
+    ) -> None:
+        self.chain, self.x1, self.x2, self.request = chain, x1, x2, request
+        self.form = request.form
+        self.names = request.names(chain)
+        self.blocks = blocks_of(chain, request.per, request.include_omega)
+        self.one_output = request.one_output
+        self._apart = request.per == "layer"
+        cost = costs(chain, request)
+        # the sum of all blocks needs them all at once: a tile is written once, and can be written again
+        may_group = self._apart and not self.one_output
+        self.plan = plan or make_plan(
+            cost, self.n1, self.n2, symmetric=self.symmetric, may_group=may_group, budget=budget, op=op
+        )
+        self._scales: tuple[Tensor | None, Tensor | None] = (None, None)
+        # of a negative weight one side has the sign
+        self._sides_differ = request.weights is not None and min(request.weights) < 0
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether both sets of examples are the same."""
+        return self.x2 is None
+
+    @property
+    def n1(self) -> int:
+        """Number of first examples."""
+        return self.x1.shape[0]
+
+    @property
+    def n2(self) -> int:
+        """Number of second examples."""
+        return self.x1.shape[0] if self.x2 is None else self.x2.shape[0]
+
+    def tiles(self) -> list[Tile]:
+        """All tiles, in the order in which :meth:`run` fills them."""
+        groups = self._groups() if self._apart and not self.one_output else ((0, len(self.names)),)
+        return list(self.plan.tiles(groups, self.n1, self.n2, self.symmetric))
+
+    def _groups(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of blocks that are walked back together."""
+        return self.plan.groups if self._apart and not self.one_output else ((0, len(self.blocks)),)
+
+    @torch.no_grad()
+    def run(self, out: Tensor, done: Collection[Tile] = (), tile_done: TileDone | None = None) -> None:
+        """Fill out, in memory's order with any strides and on any device, but for the tiles already done."""
+        tiles = self.tiles()
+        total = sum(map(_area, tiles))
+        passed = 0
+        with full_precision(self.x1) if self.request.precision == "highest" else contextlib.nullcontext():
+            if self.request.normalize is not None:
+                left = self.self_kernels(self.x1)
+                right = left if self.x2 is None else self.self_kernels(self.x2)
+                self._scales = self.scales(left, right)
+            elif self.request.weights is not None:
+                self._scales = self.scales(None, None)
+            held: tuple[tuple[int, ...], Tangents] | None = None
+            for tile in tiles:
+                passed += _area(tile)
+                if tile in done:
+                    continue
+                block = self._row_block(tile)
+                key = (*tile.outputs, *block)
+                if held is None or held[0] != key:
+                    held = None  # freed before the next is made
+                    held = key, self._scaled_tangents(self.x1, "left", block, tile.outputs)
+                self._fill(out, tile, block, held[1])
+                if tile_done is not None:
+                    tile_done(tile, passed, total)
+
+    def _row_block(self, tile: Tile) -> tuple[int, int]:
+        top = tile.rows[0] - tile.rows[0] % self.plan.rows
+        return top, min(top + self.plan.rows, self.n1)
+
+    def _fill(self, out: Tensor, tile: Tile, block: tuple[int, int], held: Tangents) -> None:
+        """One tile, and its mirror image where the kernel is symmetric."""
+        rows, columns = slice(*tile.rows), slice(*tile.columns)
+        left = held.part(slice(rows.start - block[0], rows.stop - block[0]))
+        same_sides = self.symmetric and not self._sides_differ
+        if same_sides and block[0] <= columns.start and columns.stop <= block[1]:
+            right = held.part(slice(columns.start - block[0], columns.stop - block[0]))
+        else:
+            x = self.x1 if self.x2 is None else self.x2
+            right = self._scaled_tangents(x, "right", tile.columns, tile.outputs)
+        group = self._group(tile.outputs)
+        blocks = self.blocks[group]
+        outputs = [0] * len(blocks) if self.one_output else list(range(len(blocks)))
+        rectangle = Rectangle(self.chain, left, right)
+        scales = [self._scale(side, part, group) for side, part in (("left", rows), ("right", columns))]
+        part = self._at(out, rows, columns)[tile.outputs[0] : tile.outputs[1]]
+        on_diagonal = self.symmetric and tile.rows == tile.columns
+        target = part if part.device == self.x1.device else torch.empty_like(part, device=self.x1.device)
+        fill(
+            target,
+            rectangle.terms(blocks, outputs),
+            self.form,
+            on_diagonal,
+            rectangle.identities(blocks, outputs, *scales),
+            self.request.precision,
+            self.request.backend,
+        )
+        if target is not part:
+            part.copy_(target)
+        if self.symmetric and not on_diagonal:
+            mirror = self._at(out, columns, rows)[tile.outputs[0] : tile.outputs[1]]
+            mirror.copy_(target.permute(0, 3, 4, 1, 2) if self.form == "full" else target.mT)
+
+    def _at(self, out: Tensor, rows: slice, columns: slice) -> Tensor:
+        return out[:, rows, :, columns] if self.form == "full" else out[..., rows, columns]
+
+    def _group(self, outputs: tuple[int, int]) -> slice:
+        """Which blocks a range of outputs is made of."""
+        return slice(0, len(self.blocks)) if self.one_output else slice(*outputs)
+
+    def _tangents(self, x: Tensor, part: slice, group: slice) -> Tangents:
+        wanted = range(len(self.blocks))[group] if self._apart else None
+        summed = self.request.reduction == "sum_logits"
+        return tangents(self.chain, x[part], wanted, summed=summed, with_readouts=self.request.include_omega)
+
+    def _scaled_tangents(self, x: Tensor, side: str, part: tuple[int, int], outputs: tuple[int, int]) -> Tangents:
+        group = self._group(outputs)
+        found = self._tangents(x, slice(*part), group)
+        scale = self._scale(side, slice(*part), group)
+        if scale is not None:
+            apply_scale(found, self.blocks[group], scale)
+        return found
+
+    def _scale(self, side: str, part: slice, group: slice) -> Tensor | None:
+        whole = self._scales[side == "right"]
+        return None if whole is None else whole[group, part]
+
+    def self_kernels(self, x: Tensor) -> Tensor:
+        """Theta[x, x] of all blocks, [b, n, d or 1], for as many examples at a time as the plan holds."""
+        found = [x.new_zeros(len(self.blocks), 0, 1 if self.form == "trace" else self.chain.out_features)]
+        with torch.no_grad(), full_precision(x):
+            for start in range(0, x.shape[0], self.plan.columns):
+                part = slice(start, min(start + self.plan.columns, x.shape[0]))
+                groups = [slice(*ends) for ends in self._groups()]
+                pieces = [
+                    self_kernels(self.chain, self.blocks[group], self._tangents(x, part, group), form=self.form)
+                    for group in groups
+                ]
+                found.append(torch.cat(pieces))
+        return torch.cat(found, dim=1)
+
+    def scales(self, left: Tensor | None, right: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Factors of the tangents of both sides, [b, n, d or 1], from their self-kernels and the weights."""
+        sides = [self._normalizer(left), self._normalizer(right)]
+        if self.request.weights is not None:
+            weights = self.x1.new_tensor(self.request.weights)[:, None, None]
+            # the root on either side, so that one walk serves both where the examples are the same
+            roots = weights.sign() * weights.abs().sqrt(), weights.abs().sqrt()
+            for i, (root, n) in enumerate(zip(roots, (self.n1, self.n2), strict=True)):
+                side = sides[i]
+                sides[i] = root.expand(-1, n, 1) if side is None else side * root
+        return sides[0], sides[1]
+
+    def _normalizer(self, squares: Tensor | None) -> Tensor | None:
+        """1 / sqrt(self-kernel); 0 where that is 0, as of an example that no gradient reaches."""
+        if squares is None:
+            return None
+        if self.request.normalize == "joint":
+            squares = squares.sum(0, keepdim=True).expand_as(squares)
+        positive = squares > 0
+        return torch.where(positive, torch.where(positive, squares, 1).rsqrt(), 0)
+
+
+def _area(tile: Tile) -> int:
+    return math.prod(stop - start for start, stop in (tile.outputs, tile.rows, tile.columns))
