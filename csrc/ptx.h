@@ -75,11 +75,19 @@ __device__ __forceinline__ void mma_bf16(float (&upper)[2], float (&lower)[2], c
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// D += A B^T for A 8x4, B 8x4, FP64: a = A[g][t], b = B[g][t], d[i] = D[g][2t + i].
-__device__ __forceinline__ void mma_f64(double (&d)[2], double a, double b) {
-  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
-      : "+d"(d[0]), "+d"(d[1])
-      : "d"(a), "d"(b));
+// D += A B^T for A 16x4, B 8x4, FP64: a_upper = A[g][t], a_lower = A[g + 8][t], b = B[g][t].
+__device__ __forceinline__ void mma_f64(double (&upper)[2], double (&lower)[2], double a_upper, double a_lower,
+                                        double b) {
+#if __CUDA_ARCH__ >= 900
+  asm("mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+d"(upper[0]), "+d"(upper[1]), "+d"(lower[0]), "+d"(lower[1])
+      : "d"(a_upper), "d"(a_lower), "d"(b));
+#else
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%4}, {%6}, {%0,%1};\n\t"
+      "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%2,%3}, {%5}, {%6}, {%2,%3};"
+      : "+d"(upper[0]), "+d"(upper[1]), "+d"(lower[0]), "+d"(lower[1])
+      : "d"(a_upper), "d"(a_lower), "d"(b));
+#endif
 }
 
 }  // namespace nftk

@@ -57,6 +57,7 @@ void check_sizes(const TangentGram& call) {
 
 std::vector<Term> make_terms(const TangentGram& call) {
   std::vector<Term> terms;
+  if (call.d == 0) return terms;
   for (const TangentGramEntry& e : call.entries) {
     if (e.slices == 0 || e.channels == 0) continue;
     Term t{e.s, e.s_stride1, e.s_stride2, {e.a, e.a_slice, e.a_sample, e.a_row}, {e.b, e.b_slice, e.b_sample, e.b_row},

@@ -24,7 +24,7 @@ struct Term {
   int32_t channels, summed, slices, first_output, output_step;
 };
 
-// Terms that one launch may have. They travel as a kernel parameter, 14 KB of the 32,764 bytes that sm_70 and newer take.
+// Terms that one launch may have; they travel as a kernel parameter.
 constexpr int CAPACITY = 128;
 
 struct Params {
@@ -39,6 +39,7 @@ struct Params {
   int32_t tiles;  // of one result
   bool symmetric, accumulate;
 };
+static_assert(sizeof(Params) <= 32764, "what parameters of a kernel may have, from CUDA 12.1 on");
 
 struct Position {
   int m, n;

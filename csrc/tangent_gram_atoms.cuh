@@ -1,16 +1,18 @@
 // The products of tangent_gram's kernel: what one warp does with one stage of shared memory.
 //
 // A stage holds, for each row of a tile, 128 bytes of channels, in 4 groups of 32 bytes. Group x of row r lies at
-// group(r, x), so that the 16 lanes that read together (4 rows, 4 words of 8 bytes each) meet all 32 banks once. An atom
-// multiplies WARP_M rows of A with WARP_N rows of B, one group in each step, and adds to accumulators that are laid out
-// as 8 x 8 squares, each lane with two numbers of a square: acc[i][j][e] belongs to row 8i + lane / 4 and column
+// group(r, x), so that the 16 lanes that read together (4 rows, 4 words of 8 bytes each) meet all 32 banks once. An
+// atom multiplies WARP_M rows of A with WARP_N rows of B, STEP groups at a time, and adds to accumulators that are laid
+// out as 8 x 8 squares, each lane with two numbers of a square: acc[i][j][e] belongs to row 8i + lane / 4 and column
 // 8j + lane % 4 * 2 + e.
 //
 // Both operands take the channels in the same order, and a sum does not care which: lane t of four reads word t, two
 // floats, and the tensor core multiplies them as if they were its channels t and t + 4.
 //
-// A warpgroup atom (wgmma) would replace multiply(), group() and the layout of the accumulators; copies, walk, scales
-// and stores stay.
+// A warpgroup atom (wgmma) fits behind the same loop: the accumulators of m64n128 are those of Tile<128, 128, 16, 128>,
+// and a row of a stage is one of its 128-byte swizzle, once group() permutes pieces of 16 bytes by row % 8. It would
+// fence the asynchronous proxy before the barrier, and wants its operands rounded or split in memory, as it cuts what
+// mma.sync gets rounded in registers; a pass before the loop belongs to it. It waits for a GPU that can prove it.
 #pragma once
 #include "ptx.h"
 
@@ -145,10 +147,10 @@ template <class T> struct Float64 : T {
 #pragma unroll
     for (int j = 0; j < T::SQUARES_N; ++j) right[j] = b[word(lane, j, step)];
 #pragma unroll
-    for (int i = 0; i < T::SQUARES_M; ++i) {
-      const double left = a[word(lane, i, step)];
+    for (int i = 0; i < T::SQUARES_M; i += 2) {
+      const double upper = a[word(lane, i, step)], lower = a[word(lane, i + 1, step)];
 #pragma unroll
-      for (int j = 0; j < T::SQUARES_N; ++j) mma_f64(acc[i][j], left, right[j]);
+      for (int j = 0; j < T::SQUARES_N; ++j) mma_f64(acc[i][j], acc[i + 1][j], upper, lower, right[j]);
     }
   }
 };

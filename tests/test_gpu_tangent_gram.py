@@ -12,6 +12,7 @@ from test_tangent_gram_cuda import (  # noqa: F401  (collected here too, with th
     test_highest_is_as_exact_as_float32,
     test_long_sums,
     test_many_tiles,
+    test_no_rows_with_gaps,
     test_no_terms,
     test_schedules_agree,
     test_slices_and_outputs,

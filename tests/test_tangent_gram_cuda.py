@@ -260,6 +260,14 @@ def test_empty(library, sizes, form):
     assert torch.equal(out, torch.zeros_like(out))
 
 
+def test_no_rows_with_gaps(library):
+    """A sum over no rows is 0, and nothing is read."""
+    a = torch.empty_strided((2, 3, 0, 4), (15, 5, 5, 1))
+    out, _ = empty_out(2, 3, 3, 0, "trace", torch.float32)
+    library.tangent_gram([Entry(torch.randn(3, 3), a, a)], out, 0, "trace")
+    assert torch.equal(out, torch.zeros_like(out))
+
+
 @pytest.mark.parametrize("entries", [[], [Entry(torch.randn(2, 2), torch.randn(0, 2, 3, 4), torch.randn(0, 2, 3, 4))]])
 def test_no_terms(library, entries):
     out, whole = empty_out(2, 2, 2, 3, "full", torch.float32)
@@ -267,7 +275,7 @@ def test_no_terms(library, entries):
     assert written_only(out, whole)
     assert not out.any()
     out.fill_(7)
-    assert library.tangent_gram(entries, out, 3, accumulate=True) == 0
+    library.tangent_gram(entries, out, 3, accumulate=True)
     assert (out == 7).all()
 
 

@@ -36,7 +36,7 @@ MUTANTS = {
     "too little shared memory": (KERNEL, "SHARED_BYTES = COUNT * BYTES", "SHARED_BYTES = (COUNT - 1) * BYTES"),
     "large shared memory not asked for": (LAUNCHER, "cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)", "cudaSuccess"),
     # edges
-    "channels beyond the last not masked": (KERNEL, "max(min(channels - channel, WIDTH), 0)", "WIDTH"),
+    "channels beyond the last not masked": (KERNEL, "max(min(channels - channel, WIDTH), 0)", "max(min(channels - channel, WIDTH), WIDTH)"),
     "channels masked by whole vectors": (KERNEL, "max(min(channels - channel, WIDTH), 0)", "(channel < channels ? WIDTH : 0)"),
     "last channels dropped": (KERNEL, "(t.channels - channel + Stages::GROUP - 1)", "(t.channels - channel)"),
     "a row too many": (KERNEL, "inside = index < (", "inside = index <= ("),
@@ -53,7 +53,7 @@ MUTANTS = {
     "tf32: A's registers swapped": (ATOMS, "{to_tf32(x.x), to_tf32(y.x), to_tf32(x.y), to_tf32(y.y)}", "{to_tf32(x.x), to_tf32(x.y), to_tf32(y.x), to_tf32(y.y)}"),
     "bf16: A's registers swapped": (ATOMS, "rounded(a[word(lane, i, step)]), rounded(a[word(lane, i + 1, step)])", "rounded(a[word(lane, i + 1, step)]), rounded(a[word(lane, i, step)])"),
     "bf16: half of the channels twice": (ATOMS, "right[j][h] = rounded(b[word(lane, j, step + h)])", "right[j][h] = rounded(b[word(lane, j, step)])"),
-    "float64: operands swapped": (ATOMS, "mma_f64(acc[i][j], left, right[j])", "mma_f64(acc[i][j], right[j], left)"),
+    "float64: halves of A swapped": (ATOMS, "upper, lower, right[j])", "lower, upper, right[j])"),
     "a lane reads its neighbour's word": (ATOMS, "group(lane / 4, step) * GROUP_WORDS + lane % 4", "group(lane / 4, step) * GROUP_WORDS + lane / 8"),
     "read without the swizzle": (ATOMS, "group(lane / 4, step) * GROUP_WORDS", "(lane / 4 * GROUPS + step) * GROUP_WORDS"),
     "warps' columns from the wrong place": (KERNEL, "chunk + Stages::A_BYTES + warp_col * ROW_BYTES", "chunk + Stages::A_BYTES + warp_row * ROW_BYTES"),
@@ -83,6 +83,7 @@ MUTANTS = {
     "every slice is the first": (KERNEL, "walk_.slice * from.slice", "0 * from.slice"),
     "outputs in the wrong order": (KERNEL, "output = p.outputs - 1 - result / p.batch", "output = result / p.batch", "+ output * p.out_output +", "+ (p.outputs - 1 - output) * p.out_output +"),
     "terms without channels kept": (LAUNCHER, "if (e.slices == 0 || e.channels == 0) continue;", "if (e.slices == 0) continue;"),
+    "sum over no rows": (LAUNCHER, "  if (call.d == 0) return terms;\n", ""),
     # forms
     "diagonal: always row 0": (KERNEL, "(batch_ + row_) * from.row", "row_ * from.row"),
     "diagonal: second stride of rows forgotten": (KERNEL, "batch * (p.out_row1 + p.out_row2)", "batch * p.out_row1"),
@@ -97,7 +98,7 @@ MUTANTS = {
     "tiles on the diagonal left out": (KERNEL, "col0 + Atom::BLOCK_N <= row0", "col0 <= row0"),
     "mirrored without swapping the rows": (KERNEL, "put(of_col + first(y)", "put(of_col + y.sample * p.out_sample1 + y.row * p.out_row2 + x.row * (p.out_row1 - p.out_row2)"),
     # launcher
-    "accumulate ignored": (KERNEL, "accumulate ? reload(out) + value : value", "value"),
+    "accumulate ignored": (KERNEL, "accumulate ? reload(out) + value : value", "accumulate ? value : value"),
     "later launches overwrite": (LAUNCHER, "    p.accumulate = true;\n", ""),
     "later launches begin again": (LAUNCHER, "terms.begin() + std::ptrdiff_t(done)", "terms.begin()"),
     "alignment of rows not asked": (LAUNCHER, " || x.row * of_number % bytes", ""),
@@ -105,7 +106,7 @@ MUTANTS = {
     "device not chosen": (LAUNCHER, "check(cudaSetDevice(device), \"choosing the device\");", "(void)device;"),
     "device not given back": (LAUNCHER, "~DeviceGuard() { cudaSetDevice(before_); }", "~DeviceGuard() {}"),
     "another stream": (LAUNCHER, "static_cast<cudaStream_t>(call.stream)", "static_cast<cudaStream_t>(nullptr)"),
-    "small tiles always": (LAUNCHER, "large ? launch_all<Large>", "false ? launch_all<Large>"),
+    "small tiles always": (LAUNCHER, "large ? launch_all<Large>", "large && false ? launch_all<Large>"),
     "tf32 for highest": (LAUNCHER, "choose_tile<Tf32x3<Large>, Tf32x3<Small>>", "choose_tile<Tf32<Large>, Tf32<Small>>"),
     "bf16 for tf32": (LAUNCHER, "choose_tile<Tf32<Large>, Tf32<Small>>", "choose_tile<Bf16<Large>, Bf16<Small>>"),
 }  # fmt: skip
@@ -129,21 +130,20 @@ def survives(name):
             shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", tree)
         plant(tree, *MUTANTS[name])
+        plant(tree, "tests/tangent_gram_host.py", '"-O2"', '"-O1"')  # sooner compiled
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "tests/test_tangent_gram_cuda.py"],
             cwd=tree, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
     lines = done.stdout.splitlines()
-    # a source that does not compile is no fault; a read past the end of shared memory ends the process: red too
-    assert "error:" not in done.stdout, f"{name}: {done.stdout[-2000:]}"
+    # a source that does not compile, or with warnings, is no fault; a read past shared memory ends the process: red too
+    assert "ERROR at setup" not in done.stdout, f"{name}: {done.stdout[-2000:]}"
     assert done.returncode in (0, 1) or done.returncode < 0, f"{name}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-    said = [line for line in lines if line.startswith("E  ")][:1] or [
-        "the process ended" if done.returncode < 0 else ""
-    ]
+    said = next((line[1:].strip() for line in lines if line.startswith("E  ")), "the process ended")
     where = next((line.strip(" _") for line in lines if line.startswith("____")), "")
-    verdict = "SURVIVED" if done.returncode == 0 else "red"
-    print(f"{verdict:9}{name}: {where} {said[0][1:].strip()[:90]}", flush=True)
-    return done.returncode == 0
+    green = done.returncode == 0
+    print(f"SURVIVED {name}" if green else f"red      {name}: {where} {said[:90]}", flush=True)
+    return green
 
 
 def main():

@@ -129,15 +129,18 @@ inline void mma_bf16(float (&upper)[2], float (&lower)[2], const uint32_t (&a)[4
   }, file, line);
 }
 
-inline void mma_f64(double (&d)[2], double a, double b, EMU_PLACE) {
+inline void mma_f64(double (&upper)[2], double (&lower)[2], double a_upper, double a_lower, double b, EMU_PLACE) {
   struct Mma {
-    double *d, a, b;
-  } self{d, a, b};
+    double *upper, *lower, a_upper, a_lower, b;
+  } self{upper, lower, a_upper, a_lower, b};
   emu::engine.collective(self, [](Mma** lanes) {
     for (int l = 0; l < 32; ++l)
       for (int i = 0; i < 2; ++i)
-        for (int k = 0; k < 4; ++k)
-          lanes[l]->d[i] = std::fma(lanes[l / 4 * 4 + k]->a, lanes[(l % 4 * 2 + i) * 4 + k]->b, lanes[l]->d[i]);
+        for (int k = 0; k < 4; ++k) {
+          const Mma &a = *lanes[l / 4 * 4 + k], &b = *lanes[(l % 4 * 2 + i) * 4 + k], &d = *lanes[l];
+          d.upper[i] = std::fma(a.a_upper, b.b, d.upper[i]);
+          d.lower[i] = std::fma(a.a_lower, b.b, d.lower[i]);
+        }
   }, file, line);
 }
 
