@@ -16,6 +16,7 @@ from rich.text import Text
 import nftk
 from nftk.cli import evaluate as evaluating
 from nftk.cli import info as informing
+from nftk.cli import kernel as kerneling
 from nftk.cli import train as training
 from nftk.cli.progress import Progress
 from nftk.cli.settings import PRESETS, Settings, SettingsError, constraint_config, hidden_features
@@ -146,6 +147,57 @@ def evaluate(
 ) -> None:
     """Evaluate a trained network on test data."""
     _report(_guarded(lambda: evaluating.evaluate(run, data, data_dir)), as_json, f"Evaluation of {run}")
+
+
+@app.command()
+def kernel(
+    run: Annotated[Path, typer.Argument(help="Folder that nftk train left, or the model file in it.")],
+    out: Annotated[Path, typer.Option(help="File for the kernel, as nftk.LayerKernels.load reads it.")],
+    data: Annotated[str | None, typer.Option(help="Other data than the run's, as for train.")] = None,
+    data_dir: DataDir = None,
+    rows: Annotated[str, typer.Option(help="train or test: which examples.")] = "train",
+    columns: Annotated[
+        str | None, typer.Option(help="train or test: which examples with them; default: the rows with themselves.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Take so many of the first examples only.")] = None,
+    per: Annotated[str, typer.Option(help="layer, module or model.")] = "layer",
+    reduction: Annotated[str, typer.Option(help="full, trace, diagonal or sum_logits.")] = "trace",
+    normalize: Annotated[str | None, typer.Option(help="cosine or joint.")] = None,
+    include_omega: Annotated[
+        bool, typer.Option("--include-omega", help="Count Omega among the parameters (module, model).")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="highest, tf32 or bf16, on a GPU.")] = "highest",
+    memory_budget: Annotated[
+        int | None, typer.Option(help="MiB beside the network and its inputs; default: half of what is free.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out, and forget what was begun.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compute the tangent kernel of a trained network into a file; the same command goes on after an interruption."""
+    result = _guarded(
+        lambda: kerneling.kernel(
+            run,
+            out,
+            data=data,
+            data_dir=data_dir,
+            rows=rows,
+            columns=columns,
+            limit=limit,
+            per=per,
+            reduction=reduction,
+            normalize=normalize,
+            include_omega=include_omega,
+            dtype=dtype,
+            device=device,
+            precision=precision,
+            memory_budget=memory_budget,
+            overwrite=overwrite,
+            quiet=as_json,
+        )
+    )
+    _report(result, as_json, f"Kernel in {out}")
 
 
 @app.command()

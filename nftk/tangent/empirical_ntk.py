@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nftk._checks import check_shape, check_tensor
-from nftk.ops.tangent_gram_torch import as_blocks, as_memory, formula, memory_shape
+from nftk.ops.tangent_gram_torch import as_blocks, as_memory, formula
 from nftk.tangent.blocks import Rectangle, scaled
 from nftk.tangent.blocks import self_kernels as self_kernels_of
 from nftk.tangent.chain import Chain
@@ -118,9 +118,8 @@ def empirical_ntk(
         return _differentiable(chain, x1, x2, request)
     chain, x1, x2 = detached(chain, x1, x2)
     given = None if out is None else _as_tensor(out)
-    size = len(request.names(chain))
-    n1, n2 = len(x1), len(x1) if x2 is None else len(x2)
-    shape = memory_shape(request.form, size, n1, n2, chain.out_features)
+    sweep = Sweep(chain, x1, x2, request, budget=check_budget(memory_budget, x1.device, _OP), op=_OP)
+    shape = sweep.memory_shape()
     if given is None:
         memory = x1.new_empty(shape)
     else:
@@ -129,7 +128,6 @@ def empirical_ntk(
         if given.dtype is not x1.dtype:
             raise ValueError(f"nftk.{_OP}: out must have dtype {x1.dtype}, as the kernels, got {given.dtype}")
         memory = as_memory(request.form, given)
-    sweep = Sweep(chain, x1, x2, request, budget=check_budget(memory_budget, x1.device, _OP), op=_OP)
     sweep.run(memory, tile_done=_tile_done(progress))
     return LayerKernels(as_blocks(request.form, memory), tuple(sweep.names), reduction, normalize, x2 is None)
 
@@ -195,9 +193,8 @@ def _differentiable(chain: Chain, x1: Tensor, x2: Tensor | None, request: Reques
         scales = sweep.scales(*squares)
         left, right = scaled(left, blocks, scales[0]), scaled(right, blocks, scales[1])
     rectangle = Rectangle(chain, left, right)
-    shape = memory_shape(form, len(sweep.names), len(left), len(right), chain.out_features)
     identities = rectangle.identities(blocks, outputs, *scales)
-    memory = formula(rectangle.terms(blocks, outputs), form, x2 is None, shape, x1, identities)
+    memory = formula(rectangle.terms(blocks, outputs), form, x2 is None, sweep.memory_shape(), x1, identities)
     return LayerKernels(as_blocks(form, memory), tuple(sweep.names), request.reduction, request.normalize, x2 is None)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nftk.ops.precision import full_precision
 from nftk.ops.tangent_gram import fill
+from nftk.ops.tangent_gram_torch import memory_shape
 from nftk.tangent.blocks import Rectangle, apply_scale, blocks_of, self_kernels
 from nftk.tangent.chain import Chain
 from nftk.tangent.plan import Plan, Tile, costs, make_plan
@@ -72,6 +73,10 @@ class Sweep:
     def n2(self) -> int:
         """Number of second examples."""
         return self.x1.shape[0] if self.x2 is None else self.x2.shape[0]
+
+    def memory_shape(self) -> tuple[int, ...]:
+        """Shape of the output, in the order of memory that is fastest."""
+        return memory_shape(self.form, len(self.names), self.n1, self.n2, self.chain.out_features)
 
     def tiles(self) -> list[Tile]:
         """All tiles, in the order in which :meth:`run` fills them."""

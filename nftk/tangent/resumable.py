@@ -1,0 +1,206 @@
+"""A kernel computed straight into a file, which goes on where it was cut off."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from nftk.tangent.chain import Chain
+from nftk.tangent.kernel_file import create, describe, open_memory
+from nftk.tangent.plan import Plan, Tile
+from nftk.tangent.request import Request
+from nftk.tangent.sweep import Sweep
+
+# seconds between two notes of what is done: each waits for the disk
+_PATIENCE = 2.0
+_CHUNK = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What :func:`compute_to_file` left."""
+
+    path: Path
+    sha256: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    tiles: int
+    tiles_before: int  # of them, found done
+
+
+class OtherKernelError(ValueError):
+    """A file that another computation has begun."""
+
+
+def compute_to_file(
+    chain: Chain,
+    x1: torch.Tensor,
+    x2: torch.Tensor | None,
+    request: Request,
+    path: Path,
+    *,
+    budget: int,
+    restart: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    op: str,
+) -> Written:
+    """Compute a kernel into a file of :meth:`LayerKernels.save`'s form.
+
+    Beside it grow PATH.partial, the file itself but for its name, and PATH.partial.tiles, one line for each tile that
+    has reached the disk. Killed at any moment, the same call goes on after the last of these lines.
+
+    Args:
+        chain: The network, without gradients.
+        x1: First inputs.
+        x2: Second inputs, or None.
+        request: What is asked for.
+        path: The file, which must not be there.
+        budget: Bytes of memory.
+        restart: Whether to forget what was begun.
+        progress: Called with the pairs of examples done and all of them.
+        op: Name for messages.
+
+    Returns:
+        What was written, with its checksum.
+
+    Raises:
+        OtherKernelError: If what was begun there is of another network, other inputs or other settings; if another
+            process is at it.
+        ValueError: If the folder has no room.
+    """
+    partial, journal = (path.with_name(path.name + suffix) for suffix in (".partial", ".partial.tiles"))
+    identity = _identity(chain, x1, x2, request)
+    with _locked(journal) as notes:
+        if restart:
+            notes.truncate(0)
+        begun = _read(notes)
+        if begun is not None and begun[0] != identity:
+            raise OtherKernelError(
+                f"nftk: {path} must be finished with the network, inputs and settings it was begun with, got others; "
+                f"give them again, or --overwrite"
+            )
+        sweep = Sweep(chain, x1, x2, request, budget=budget, op=op, plan=begun[1] if begun else None)
+        if begun is None or not partial.exists():
+            begun = None
+            _begin(sweep, partial, notes, identity)
+        done = begun[2] if begun else set()
+        tiles = sweep.tiles()
+        memory = open_memory(partial)
+        note = _Notes(memory, notes)
+        sweep.run(torch.from_numpy(memory), done, lambda tile, passed, total: note(tile, progress, passed, total))
+        note.flush()
+        shape = tuple(memory.shape)
+        del memory, note
+        checksum = sha256(partial)
+        os.replace(partial, path)
+        journal.unlink()
+    return Written(path, checksum, shape, sweep.names, len(tiles), len(done))
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+class _Notes:
+    """Writes down which tiles are done, after they have reached the disk."""
+
+    def __init__(self, memory: Any, file: IO[str]) -> None:
+        self.memory, self.file = memory, file
+        self.waiting: list[Tile] = []
+        self.last = time.monotonic()
+
+    def __call__(self, tile: Tile, progress: Callable[[int, int], None] | None, passed: int, total: int) -> None:
+        self.waiting.append(tile)
+        if time.monotonic() - self.last > _PATIENCE:
+            self.flush()
+        if progress is not None:
+            progress(passed, total)
+
+    def flush(self) -> None:
+        self.memory.flush()
+        for tile in self.waiting:
+            self.file.write(json.dumps(dataclasses.astuple(tile)) + "\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.waiting.clear()
+        self.last = time.monotonic()
+
+
+def _begin(sweep: Sweep, partial: Path, notes: IO[str], identity: str) -> None:
+    notes.truncate(0)
+    request = sweep.request
+    size = sweep.x1.element_size() * torch.Size(sweep.memory_shape()).numel()
+    free = shutil.disk_usage(partial.parent).free + (partial.stat().st_size if partial.exists() else 0)
+    if size > free:
+        raise ValueError(f"nftk: {partial.parent} must have room for {size} bytes, got {free} free")
+    header = describe(sweep.names, request.reduction, request.normalize, sweep.symmetric)
+    create(partial, sweep.memory_shape(), sweep.x1.dtype, header)
+    notes.write(json.dumps({"identity": identity, "plan": dataclasses.asdict(sweep.plan)}) + "\n")
+    notes.flush()
+    os.fsync(notes.fileno())
+
+
+def _read(notes: IO[str]) -> tuple[str, Plan, set[Tile]] | None:
+    """Identity, plan and tiles; None where nothing was begun. A last line that was cut off does not count."""
+    notes.seek(0)
+    lines = notes.read().split("\n")[:-1]
+    try:
+        first = json.loads(lines[0])
+        plan = first["plan"]
+        groups = tuple((a, b) for a, b in plan.pop("groups"))
+        tiles = {Tile(*((a, b) for a, b in json.loads(line))) for line in lines[1:]}
+        found = str(first["identity"]), Plan(groups, **plan), tiles
+    except (IndexError, ValueError, KeyError, TypeError):
+        return None
+    # what a cut-off line has left must not run into the next one
+    notes.seek(sum(len(line.encode()) + 1 for line in lines))
+    notes.truncate()
+    return found
+
+
+def _identity(chain: Chain, x1: torch.Tensor, x2: torch.Tensor | None, request: Request) -> str:
+    """Checksum of everything that the numbers depend on, but rounding."""
+    total = hashlib.sha256(json.dumps(dataclasses.asdict(request)).encode())
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        total.update(f"{tuple(x.shape)} {x.dtype}".encode())
+        total.update(x.detach().cpu().contiguous().numpy())
+        return x
+
+    chain.map(add)
+    scales = [(layer.name, layer.activation.name, layer.scale, layer.bias_scale) for layer in chain.layers]
+    total.update(json.dumps([scales, [(r.layer, r.scale, r.bias) for r in chain.readouts]]).encode())
+    for x in (x1, x2):
+        if x is not None:
+            add(x)
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(journal: Path) -> Iterator[IO[str]]:
+    """The journal, open, and held against other processes."""
+    import fcntl
+
+    if not journal.parent.is_dir():
+        raise ValueError(f"nftk: {journal.parent} must be a folder that exists, got none")
+    with journal.open("a+", encoding="utf-8", newline="\n") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OtherKernelError(
+                f"nftk: {journal} must be free, got another process that writes this kernel"
+            ) from None
+        yield file
