@@ -94,15 +94,15 @@ def compute_to_file(
         done = begun[2] if begun else set()
         tiles = sweep.tiles()
         memory = open_memory(partial)
-        note = _Notes(memory, notes)
-        sweep.run(torch.from_numpy(memory), done, lambda tile, passed, total: note(tile, progress, passed, total))
-        note.flush()
-        shape = tuple(memory.shape)
-        del memory, note
+        note = _Notes(memory, notes, progress)
+        try:
+            sweep.run(torch.from_numpy(memory), done, note)
+        finally:
+            note.flush()
         checksum = sha256(partial)
         os.replace(partial, path)
         journal.unlink()
-    return Written(path, checksum, shape, sweep.names, len(tiles), len(done))
+    return Written(path, checksum, tuple(sweep.memory_shape()), sweep.names, len(tiles), len(done))
 
 
 def sha256(path: Path) -> str:
@@ -117,17 +117,17 @@ def sha256(path: Path) -> str:
 class _Notes:
     """Writes down which tiles are done, after they have reached the disk."""
 
-    def __init__(self, memory: Any, file: IO[str]) -> None:
-        self.memory, self.file = memory, file
+    def __init__(self, memory: Any, file: IO[str], progress: Callable[[int, int], None] | None) -> None:
+        self.memory, self.file, self.progress = memory, file, progress
         self.waiting: list[Tile] = []
         self.last = time.monotonic()
 
-    def __call__(self, tile: Tile, progress: Callable[[int, int], None] | None, passed: int, total: int) -> None:
+    def __call__(self, tile: Tile, passed: int, total: int) -> None:
         self.waiting.append(tile)
         if time.monotonic() - self.last > _PATIENCE:
             self.flush()
-        if progress is not None:
-            progress(passed, total)
+        if self.progress is not None:
+            self.progress(passed, total)
 
     def flush(self) -> None:
         self.memory.flush()
@@ -177,7 +177,7 @@ def _identity(chain: Chain, x1: torch.Tensor, x2: torch.Tensor | None, request: 
 
     def add(x: torch.Tensor) -> torch.Tensor:
         total.update(f"{tuple(x.shape)} {x.dtype}".encode())
-        total.update(x.detach().cpu().contiguous().numpy())
+        total.update(x.detach().cpu().contiguous().numpy().data)
         return x
 
     chain.map(add)
