@@ -84,6 +84,9 @@ class Host:
     def current_device(self):
         return self._library.current_device()
 
+    def last_blocks(self):
+        return self._library.last_blocks()
+
     def last_launch(self):
         """Device and stream."""
         self._library.last_stream.restype = ctypes.c_uint64
@@ -119,6 +122,53 @@ class Host:
         if code:
             raise {1: ValueError, 2: RuntimeError}[code](self._library.last_error().decode())
         return self._library.launches()
+
+
+class Extension:
+    """The same library behind the signature of nftk._C.tangent_gram: addresses in place of tensors."""
+
+    def __init__(self, host):
+        self._host = host
+        self.launches = 0
+
+    def _allow(self, address, sizes, strides, itemsize, writable=False):
+        if 0 in sizes:
+            return
+        steps = [(size - 1) * stride for size, stride in zip(sizes, strides, strict=True)]
+        low, high = sum(step for step in steps if step < 0), sum(step for step in steps if step > 0)
+        start, length = address + low * itemsize, (high - low + 1) * itemsize
+        self._host._library.allow(ctypes.c_void_p(start), ctypes.c_uint64(length), int(writable))
+
+    def tangent_gram(
+        self, entries, *, out, out_strides, sizes, outputs, form, symmetric, accumulate, number, precision,
+        tile="automatic", device, stream,
+    ):  # fmt: skip
+        library = self._host._library
+        library.forbid_all()
+        n1, n2, d = sizes
+        size = 8 if number == "float64" else 4
+        rows = {"full": (d, d), "trace": (1, 1), "diagonal": (d, 1)}[form]
+        self._allow(out, (outputs, n1, rows[0], n2, rows[1]), out_strides, size, writable=True)
+        table = (_Entry * len(entries))()
+        for row, entry in zip(table, entries, strict=True):
+            s, s_strides, a, a_strides, b, b_strides, channels, slices, first, step = entry
+            self._allow(s, (n1, n2), s_strides, size)
+            for address, n, strides in ((a, n1, a_strides), (b, n2, b_strides)):
+                self._allow(address, (slices, n, d, channels), (*strides, 1), size)
+            values = (s, *s_strides, a, *a_strides, b, *b_strides, channels, slices, first, step)
+            for (name, _), value in zip(_Entry._fields_, values, strict=True):
+                setattr(row, name, value)
+        strides = (ctypes.c_int64 * 5)(*out_strides)
+        shape = (ctypes.c_int64 * 5)(n1, n2, d, outputs, len(entries))
+        options = (ctypes.c_int * 7)(
+            FORMS.index(form), symmetric, accumulate, number == "float64", PRECISIONS.index(precision),
+            TILES.index(tile), device,
+        )  # fmt: skip
+        code = library.run_tangent_gram(
+            table, ctypes.c_void_p(out), strides, shape, options, *map(ctypes.c_uint64, (stream, 0))
+        )
+        assert code == 0, library.last_error().decode()
+        self.launches += library.launches()
 
 
 SUBSCRIPTS = {"full": "ab,aic,bjc->aibj", "trace": "ab,aic,bic->ab", "diagonal": "ab,aic,bic->aib"}

@@ -17,8 +17,8 @@ from test_tangent_gram_cuda import (  # noqa: F401  (collected here too, with th
     test_schedules_agree,
     test_slices_and_outputs,
     test_strides,
-    test_tile_chosen,
-    test_trace_of_rows_with_and_without_a_gap,
+    test_tiles_agree,
+    test_trace_of_rows_with_and_without_gaps,
 )
 
 C = pytest.importorskip("nftk._C", reason="the C++ extension was not built")

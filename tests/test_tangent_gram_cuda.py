@@ -241,12 +241,12 @@ def test_diagonal_of_a_full_result(library):
     assert error(out, formula(entries, 1, 4, 3, 5, "diagonal", torch.float64)) < 1e-6
 
 
-@pytest.mark.parametrize("row", [False, True])
-def test_trace_of_rows_with_and_without_a_gap(library, row):
-    """Rows that follow each other are one long row to the kernel: the same numbers in both."""
+@pytest.mark.parametrize("gaps", ["", "a", "b", "ab"])
+def test_trace_of_rows_with_and_without_gaps(library, gaps):
+    """Rows that follow each other are one long row to the kernel: the same numbers in all."""
     a, b = torch.randn(2, 5, 3, 11), torch.randn(2, 4, 3, 11)
-    entries = [Entry(torch.randn(5, 4), strided(a, 1) if row else a, b)]
-    check(library, entries, 2, 5, 4, 3, "trace", "highest")
+    a, b = (strided(x, 1) if name in gaps else x for name, x in (("a", a), ("b", b)))
+    check(library, [Entry(torch.randn(5, 4), a, b)], 2, 5, 4, 3, "trace", "highest")
 
 
 @pytest.mark.parametrize("form", host.FORMS)
@@ -289,15 +289,23 @@ def test_schedules_agree(library, number):
         assert torch.equal(check(library, entries, 3, 23, 22, 3, "full", number, tile="small", seed=seed), first)
 
 
-def test_tile_chosen(library):
-    """Large tiles once each multiprocessor (the engine has 4) gets one; the results differ in nothing."""
+def test_tiles_agree(library):
     entries = make_entries(Case(130, 129, 1, (20,)), "highest")
-    small, automatic, large = (
-        check(library, entries, 1, 130, 129, 1, "full", "highest", tile=tile)
-        for tile in ("small", "automatic", "large")
+    small, large = (
+        check(library, entries, 1, 130, 129, 1, "full", "highest", tile=tile) for tile in ("small", "large")
     )
     assert torch.equal(small, large)
-    assert torch.equal(automatic, large)
+
+
+@pytest.mark.parametrize(("number", "blocks"), [("highest", [9, 4, 4, 4]), ("float64", [9, 6, 6, 4])])
+def test_tile_chosen(library, number, blocks):
+    """Large tiles once each multiprocessor gets one; the engine has 4."""
+    found = []
+    for n1, n2, tile in [(130, 129, "small"), (130, 129, "large"), (130, 129, "automatic"), (128, 128, "automatic")]:
+        entries = make_entries(Case(n1, n2, 1, (2,)), number)
+        check(library, entries, 1, n1, n2, 1, "full", number, tile=tile)
+        found.append(library.last_blocks())
+    assert found == blocks
 
 
 def test_device_and_stream(library):

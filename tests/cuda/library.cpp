@@ -17,6 +17,7 @@ int launches() { return int(emu::engine.launches); }
 int current_device() { return emu::device; }
 // Of the last launch.
 int last_device() { return emu::last_device; }
+int last_blocks() { return int(emu::engine.grid.x); }
 uint64_t last_stream() { return reinterpret_cast<uint64_t>(emu::last_stream); }
 
 // strides: output, sample1, row1, sample2, row2; sizes: n1, n2, d, outputs, entries;
