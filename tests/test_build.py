@@ -32,7 +32,7 @@ def script(path, text):
     return path
 
 
-def fake_nvcc(path, top, *, codes="sm_75 sm_80 sm_86 sm_90 sm_100", compiles="touch probe.ptx", libraries=""):
+def fake_nvcc(path, top, *, codes="sm_75 sm_80 sm_86 sm_90 sm_100", compiles=":", libraries=""):
     """A script that answers as nvcc does; its toolkit is in `top`."""
     return script(
         path,

@@ -19,18 +19,18 @@ if _extension.NO_CPP is None:
 
 WIDTHS = ["baseline", "avx2", "avx512"]
 DTYPES = [torch.float32, torch.float64]
-# (n1, n2, d): one, primes, columns that end within a block of 512 and within an example, none
-SHAPES = [(1, 1, 1), (3, 5, 7), (4, 103, 5), (2, 600, 1), (2, 2, 400), (0, 3, 2), (3, 0, 2), (2, 3, 0)]
+# (n1, n2, d): one, primes, blocks of 512 columns that end within an example, none
+SHAPES = [(1, 1, 1), (3, 5, 7), (4, 110, 5), (2, 600, 1), (2, 2, 400), (0, 3, 2), (3, 0, 2), (2, 3, 0)]
 
 
 def has_vectors(name):
     return WIDTHS.index(name) <= WIDTHS.index(_C.build_info()["vectors"])
 
 
-def scattered(rows, cols, dtype, *, by_cols=False):
+def scattered(rows, cols, dtype, *, by_cols=False, apart=4):
     """A matrix of random numbers with NaN between its rows, or its columns too."""
     step = 3 if by_cols else 1
-    whole = torch.full((rows, cols * step + 4), torch.nan, dtype=dtype)
+    whole = torch.full((rows, cols * step + apart), torch.nan, dtype=dtype)
     part = whole[:, 2 : 2 + cols * step : step]
     part.copy_(torch.randn(rows, cols))
     return whole, part
@@ -46,7 +46,7 @@ def test_scale_add(dtype, shape, accumulate, vectors):
         pytest.skip(f"this CPU has no {vectors}")
     n1, n2, d = shape
     whole, out = scattered(n1 * d, n2 * d, dtype)
-    _, product = scattered(n1 * d, n2 * d, dtype)
+    _, product = scattered(n1 * d, n2 * d, dtype, apart=5)
     _, s = scattered(n1, n2, dtype, by_cols=True)
     before = out.clone() if accumulate else torch.zeros_like(out)
     if not accumulate:
@@ -86,13 +86,14 @@ def test_mirror(dtype, n):
 
 
 @needs_extension
-def test_mirror_leaves_other_tiles_alone():
+@pytest.mark.parametrize(("rows", "cols"), [((1, 4), (2, 6)), ((0, 3), (4, 6)), ((3, 7), (0, 7)), ((4, 6), (0, 3))])
+def test_mirror_leaves_other_tiles_alone(rows, cols):
     x = np.arange(49.0).reshape(7, 7)
     before = x.copy()
-    _C.mirror(x, (1, 4), (2, 6))
+    _C.mirror(x, rows, cols)
     for r in range(7):
         for c in range(7):
-            mirrored = 1 <= c < 4 and 2 <= r < 6 and c < r
+            mirrored = rows[0] <= c < rows[1] and cols[0] <= r < cols[1] and c < r
             assert x[r, c] == (before[c, r] if mirrored else before[r, c])
 
 
