@@ -245,6 +245,9 @@ def _report(result: dict[str, Any], as_json: bool, title: str) -> None:
         return
     # Text, since names and values are the user's and may look like markup
     table = Table(title=Text(title), title_justify="left", show_header=False)
+    for _ in range(2):
+        # nothing is cut off: a checksum or a path may be wanted whole
+        table.add_column(overflow="fold")
     for name, value in _rows(result):
         table.add_row(Text(name), Text(value))
     Console().print(table)

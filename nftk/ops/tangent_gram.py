@@ -87,9 +87,10 @@ def tangent_gram(
     first = s[0]
     lacks = {"cuda": cuda_lacks(first, backend)}
     chosen = resolve(_OP, backend, SUPPORTED, str(first.device), lacks)
-    size = 1 + max((o for term in places for o in term), default=-1)
-    if size == 0:
+    named = [o for term in places for o in term]
+    if not named:
         raise ValueError(f"nftk.{_OP}: a must have a slice in some term, got none")
+    size = 1 + max(named)
     narrow = first.dtype in (torch.float16, torch.bfloat16)
     if narrow:
         s, a, b = ([t.float() for t in ts] if ts is not None else None for ts in (s, a, b))  # type: ignore[assignment]

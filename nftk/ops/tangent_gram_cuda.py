@@ -47,7 +47,7 @@ def _with_channels_together(x: Tensor) -> Tensor:
 
 
 def _entries(s: Tensor, a: Tensor, b: Tensor, outputs: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
-    """One entry a run of slices whose outputs are the same, or follow each other."""
+    """One entry a run of slices whose outputs are the same distance apart."""
     for first, count, step in _runs(outputs):
         yield (
             s.data_ptr(), s.stride(),
@@ -58,13 +58,12 @@ def _entries(s: Tensor, a: Tensor, b: Tensor, outputs: tuple[int, ...]) -> Itera
 
 
 def _runs(outputs: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-    """First slice, number of slices, and step from output to output: 1 or 0."""
+    """First slice, number of slices, and the step from each one's output to the next one's."""
     first = 0
     while first < len(outputs):
-        step = outputs[first + 1] - outputs[first] if first + 1 < len(outputs) else 1
+        step = outputs[first + 1] - outputs[first] if first + 1 < len(outputs) else 0
         count = 1
-        if step in (0, 1):
-            while first + count < len(outputs) and outputs[first + count] == outputs[first] + step * count:
-                count += 1
-        yield first, count, step if step in (0, 1) else 1
+        while first + count < len(outputs) and outputs[first + count] == outputs[first] + step * count:
+            count += 1
+        yield first, count, step
         first += count

@@ -35,7 +35,7 @@ class Identity(NamedTuple):
 
 def tile_sizes(form: str, d: int, device: str) -> tuple[int, int]:
     """How many examples of the first and of the second batch a tile takes."""
-    rows, columns = (_TILE if form == "full" else _TILE_TRACE).get(device, _TILE["cuda"])
+    rows, columns = (_TILE if form == "full" else _TILE_TRACE)["cpu" if device == "cpu" else "cuda"]
     each = d if form == "full" else 1
     return max(rows // each, 1), max(columns // each, 1)
 

@@ -203,4 +203,9 @@ def _locked(journal: Path) -> Iterator[IO[str]]:
             raise OtherKernelError(
                 f"nftk: {journal} must be free, got another process that writes this kernel"
             ) from None
-        yield file
+        try:
+            yield file
+        finally:
+            if journal.exists() and not journal.stat().st_size:
+                # nothing was begun
+                journal.unlink()

@@ -205,7 +205,7 @@ class Sweep:
         """1 / sqrt(self-kernel); 0 where that is 0, as of an example that no gradient reaches."""
         if squares is None:
             return None
-        if self.request.normalize == "joint":
+        if self.request.normalize == "joint" or self.request.per == "model":
             squares = squares.sum(0, keepdim=True).expand_as(squares)
         positive = squares > 0
         return torch.where(positive, torch.where(positive, squares, 1).rsqrt(), 0)
