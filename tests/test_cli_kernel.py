@@ -55,10 +55,9 @@ def test_the_file_holds_the_kernel(run, tmp_path):
 
 def test_options_reach_the_kernel(run, tmp_path):
     out = tmp_path / "k"
-    done = call(
-        run / "model.safetensors", "--out", out, "--limit", 20, "--rows", "test", "--columns", "train",
-        "--per", "model", "--include-omega", "--reduction", "full", "--normalize", "cosine", "--dtype", "float64", "--memory-budget", 64,
-    )  # fmt: skip
+    which = ("--limit", 20, "--rows", "test", "--columns", "train", "--per", "model", "--include-omega")
+    how = ("--reduction", "full", "--normalize", "cosine", "--dtype", "float64", "--memory-budget", 64)
+    done = call(run / "model.safetensors", "--out", out, *which, *how)
     assert done.exit_code == 0, done.stderr
     model = nftk.NFTKMLP.load(run / "model.safetensors").double()
     x1, x2 = inputs(run, "test")[:20].double(), inputs(run)[:20].double()
