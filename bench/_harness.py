@@ -15,10 +15,17 @@ from torch import Tensor
 ROUNDS = {"cpu": 11, "cuda": 3}
 # time given to one provider in one round of one pass
 MILLISECONDS = {"cpu": 15.0, "cuda": 8.0}
+# after so many seconds and three rounds no other round begins: a call may take a second itself
+SECONDS = {"cpu": 60.0, "cuda": 12.0}
 # larger than any L2 cache, so that writing it leaves nothing of the inputs there
 FLUSH_BYTES = 256 << 20
 # what may be lost beyond eager torch's error, relative: in the order of a sum, by rounding the operands of a product
-ROUNDOFF = {"highest": 4 * torch.finfo(torch.float32).eps, "tf32": 2.0**-10, "bf16": torch.finfo(torch.bfloat16).eps}
+ROUNDOFF = {
+    "highest": 4 * torch.finfo(torch.float32).eps,
+    "tf32": 2.0**-10,
+    "bf16": torch.finfo(torch.bfloat16).eps,
+    "float64": 16 * torch.finfo(torch.float64).eps,
+}
 
 
 class Work(NamedTuple):
@@ -43,11 +50,13 @@ class Provider:
         passes: The timed calls, by "forward", "backward" and "both"; a pass that the way does not have is left out.
         outputs: Computes what is compared with the truth, by name.
         truth: Its own truth where it does another thing than the others (the products alone, the plain MLP).
+        work: Its own work, where it is no way to do the others' at all (a product to compare rates with).
     """
 
     passes: dict[str, Callable[[], Any]]
     outputs: Callable[[], dict[str, Tensor]]
     truth: dict[str, Tensor] | None = None
+    work: Work | None = None
 
 
 @dataclass
@@ -93,7 +102,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    return {"bf16": torch.bfloat16, "float64": torch.float64}.get(precision, torch.float32)
 
 
 def synchronize(device: str) -> None:
@@ -114,7 +123,7 @@ def ceilings(device: str) -> dict[str, Any]:
     seconds = min(clock(functools.partial(target.copy_, source), span)) * 1e-3
     found: dict[str, Any] = {"copy_gb_s": 2 * source.numel() / seconds / 1e9, "matmul_tflop_s": {}, "matmul_sizes": {}}
     del source, target
-    for precision in ("highest", "tf32", "bf16") if on_gpu else ("highest",):
+    for precision in ("highest", "tf32", "bf16", "float64") if on_gpu else ("highest",):
         rates = {}
         with matmul_precision(precision):
             for n in (4096, 6144, 8192) if on_gpu else (1024, 1536, 2048):
@@ -149,8 +158,9 @@ def device_times(call: Callable[[], Any], milliseconds: float, *, cold: bool = T
         return [start.elapsed_time(end) for start, end in pairs]
 
     call()
-    guess = statistics.median(run(3))
-    return run(max(3, min(200, round(milliseconds / max(guess, 1e-3)))))
+    first = run(3)
+    guess = statistics.median(first)
+    return first if 3 * guess > milliseconds else run(max(3, min(200, round(milliseconds / max(guess, 1e-3)))))
 
 
 def host_times(call: Callable[[], Any], milliseconds: float, device: str = "cpu", batches: int = 3) -> list[float]:
@@ -165,6 +175,8 @@ def host_times(call: Callable[[], Any], milliseconds: float, device: str = "cpu"
         return (time.perf_counter() - start) * 1e3 / n
 
     guess = run(1)
+    if guess > 8 * milliseconds:
+        return [guess]
     n = max(1, min(1000, round(milliseconds / batches / max(guess, 1e-3))))
     return [run(n) for _ in range(batches)]
 
@@ -203,6 +215,12 @@ def products(pairs: list[tuple[Tensor, Tensor]], device: str) -> tuple[Callable[
         return {str(i): out for i, out in enumerate(outs)}
 
     return call, outputs, {str(i): a.double() @ b.double() for i, (a, b) in enumerate(pairs)}
+
+
+def reference_product(n: int, device: str, dtype: torch.dtype = torch.float32) -> Provider:
+    """torch.matmul of two n x n matrices, timed in turn with the rest: the rate that a share of it is of."""
+    call, outputs, truth = products([tuple(torch.randn(2, n, n, device=device, dtype=dtype))], device)
+    return Provider({"forward": call}, outputs, truth, Work(3 * n * n * dtype.itemsize, 2 * n**3))
 
 
 def error(found: Tensor, truth: Tensor) -> float:
@@ -259,7 +277,8 @@ def measure(problem: Problem, case: Any, device: str, limits: dict | None, may_c
         for kind, work in problem.work.items():
             calls = {name: p.passes[kind] for name, p in ready.items() if kind in p.passes}
             for name, times in clocked(calls, device).items():
-                found.rows[name, kind] = row(name, kind, times, work, limits, case.precision) | {
+                own = ready[name].work or work
+                found.rows[name, kind] = row(name, kind, times, own, limits, case.precision) | {
                     "error": found.errors[name]
                 }
     found.targets = problem.targets(found.rows)
@@ -269,7 +288,10 @@ def measure(problem: Problem, case: Any, device: str, limits: dict | None, may_c
 def clocked(calls: dict[str, Callable[[], Any]], device: str) -> dict[str, dict[str, list[float]]]:
     """Times of calls, taken in turn so that ratios hold while the machine's speed drifts."""
     times: dict[str, dict[str, list[float]]] = {name: {"ms": [], "wall_ms": []} for name in calls}
-    for _ in range(ROUNDS[device]):
+    began = time.perf_counter()
+    for done in range(ROUNDS[device]):
+        if done >= 3 and time.perf_counter() - began > SECONDS[device]:
+            break
         for name, call in calls.items():
             if device == "cuda":
                 times[name]["ms"] += device_times(call, MILLISECONDS[device])

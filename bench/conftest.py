@@ -2,22 +2,20 @@
 
 import gc
 import json
-import os
-import platform
 import re
-import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import _harness
+import _machine
 import pytest
 import torch
 
 RESULTS = Path(__file__).parent / "results"
 # programs, not tests: nothing in them is to be imported for doctests
 collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("bench_")]
+collect_ignore.append("peers")
 
 
 def pytest_addoption(parser):
@@ -141,39 +139,7 @@ def folder(device):
 
 @pytest.fixture(scope="session")
 def machine(device):
-    """What a reader must know to judge a time."""
-    told = _output("git", "describe", "--always", "--dirty", cwd=RESULTS.parent)
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    known = {
-        "commit": told,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    return known | (gpu() if device == "cuda" else {})
-
-
-def gpu():
-    """What is known of the GPU."""
-    import triton
-
-    found = torch.cuda.get_device_properties(0)
-    return {
-        "gpu": found.name,
-        "capability": f"{found.major}.{found.minor}",
-        "multiprocessors": found.multi_processor_count,
-        "memory_gb": round(found.total_memory / 1e9, 1),
-        "l2_mb": round(getattr(found, "L2_cache_size", 0) / 1e6, 1),
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0],
-    }
+    return _machine.machine(device)
 
 
 @pytest.fixture
@@ -186,16 +152,3 @@ def record(request, machine):
         path.write_text(json.dumps(result | {"machine": machine}, indent=2) + "\n")
 
     return write
-
-
-def _output(*command, cwd=None):
-    if shutil.which(command[0]) is None:
-        return ""
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd).stdout.strip()
-
-
-def _lines(path):
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
