@@ -93,7 +93,11 @@ def usage(kernel):
 
 
 class Case(NamedTuple):
-    """A network, its batch and its precision."""
+    """A network, its batch and its precision, and what makes the compiler write another kernel.
+
+    autocast: The dtype that autocast casts to. readouts: whether every f_l is asked for. scale: of all weights, biases
+    and readouts. by_columns: the memory order of h, V and Omega. output_bias: whether there is one.
+    """
 
     rows: int
     in_features: int
@@ -102,6 +106,11 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     precision: str = "highest"
     phi: str = "relu"
+    autocast: torch.dtype | None = None
+    readouts: bool = False
+    scale: float = 1.0
+    by_columns: bool = False
+    output_bias: bool = False
 
 
 CASES = {
@@ -120,6 +129,17 @@ CASES = {
     "ragged, 500": Case(500, 75, (500, 301, 77), 37, phi="tanh"),
     "100x64, 1024": Case(1024, 64, (64,) * 100, 10),
     "4x256, 8192, 1000 outputs": Case(8192, 784, (256,) * 4, 1000),
+    # what the same shapes compile to otherwise
+    "mnist-10x256, 50, ntk": Case(50, 784, (256,) * 10, 10, phi="gelu", scale=0.5, by_columns=True, output_bias=True),
+    "10x256, 65536, ntk": Case(65536, 784, (256,) * 10, 32, phi="gelu", scale=0.5, by_columns=True, output_bias=True),
+    "10x256, 65536, gelu, tf32": Case(65536, 784, (256,) * 10, 64, precision="tf32", phi="gelu", output_bias=True),
+    "10x256, 65536, readouts": Case(65536, 784, (256,) * 10, 10, readouts=True),
+    "10x256, 65536, readouts, float16": Case(65536, 784, (256,) * 10, 32, dtype=torch.float16, readouts=True),
+    "10x256, 65536, readouts, autocast": Case(
+        65536, 784, (256,) * 10, 64, autocast=torch.bfloat16, readouts=True, by_columns=True
+    ),
+    "10x256, 65536, autocast": Case(65536, 784, (256,) * 10, 10, autocast=torch.bfloat16),
+    "4x256, 8192, 1000 readouts": Case(8192, 784, (256,) * 4, 1000, readouts=True, scale=0.5, by_columns=True),
     # sizes and strides of 1 are constants to the compiler
     "ones, 1": Case(1, 1, (1, 1), 1),
 }
@@ -131,35 +151,41 @@ def compile_case(case, capability):
     """Yield (kernel, resources) of all that forward and backward launch for a case."""
     total, depth = sum(case.widths), len(case.widths)
 
-    def empty(*size):
-        return torch.empty(size, dtype=case.dtype)  # never touched: only its shape, dtype and alignment count
+    out = case.autocast or case.dtype
 
-    x, grad, states = empty(case.rows, case.in_features), empty(case.rows, case.d), empty(case.rows, total)
-    hs = list(states.split(case.widths, 1))
+    def empty(*size, dtype=case.dtype, by_columns=False):
+        # never touched: only its shape, dtype, strides and alignment count
+        return torch.empty(size[::-1], dtype=dtype).T if by_columns else torch.empty(size, dtype=dtype)
+
+    x, grad, states = empty(case.rows, case.in_features), empty(case.rows, case.d, dtype=out), empty(case.rows, total)
+    hs = list(empty(case.rows, total, by_columns=case.by_columns).split(case.widths, 1))
+    grad_readouts = torch.empty(case.rows, depth, case.d, dtype=out) if case.readouts else None
     fan_in = (case.in_features, *case.widths[:-1])
     weights = [empty(n, k) for n, k in zip(case.widths, fan_in, strict=True)]
     biases = [empty(n) for n in case.widths]
-    readout_weight, omega, ones = empty(case.d, total), empty(case.d, depth), (1.0,) * depth
-    word = choice.kernel_precision(case.dtype, case.precision, case.dtype)
+    output_bias = empty(case.d) if case.output_bias else None
+    readout_weight = empty(case.d, total, by_columns=case.by_columns)
+    omega, scale = empty(case.d, depth, by_columns=case.by_columns), (case.scale,) * depth
+    word = choice.kernel_precision(case.dtype, case.precision, out)
     keep = case.phi not in SLOPE_FROM_H
 
     def readout():
         tiles = choice.readout_fwd_tiles(hs, case.d, word)
-        readout_fwd(hs, readout_weight, omega, ones, False, word, case.dtype, tiles)
-        tiles = choice.readout_bwd_tiles(hs, case.d, word)
-        readout_bwd(grad, None, hs, readout_weight, omega, ones, True, True, word, tiles)
+        readout_fwd(hs, readout_weight, omega, scale, case.readouts, word, out, tiles)
+        tiles = choice.readout_bwd_tiles(hs, case.d, word, case.readouts)
+        readout_bwd(grad, grad_readouts, hs, readout_weight, omega, scale, True, True, word, tiles)
 
     def whole_network():
-        scales = (ones, ones, ones)
+        scales = (scale, scale, scale)
         for training in (True, False):
-            tiles = choice.walk_tiles("network_fwd", x, case.widths, case.d, word)
-            network_fwd(x, weights, biases, readout_weight, omega, None, case.phi, *scales, training,
-                        training and keep, word, case.dtype, tiles)  # fmt: skip
+            tiles = choice.walk_tiles("network_fwd", x, case.widths, case.d, word, case.scale != 1.0)
+            network_fwd(x, weights, biases, readout_weight, omega, output_bias, case.phi, *scales, training,
+                        training and keep, word, out, tiles)  # fmt: skip
         tiles = choice.walk_tiles("network_bwd", x, case.widths, case.d, word)
-        network_bwd(grad, x, weights, readout_weight, omega, states, case.phi, ones, ones, 0, True, word, tiles)
+        network_bwd(grad, x, weights, readout_weight, omega, states, case.phi, scale, scale, 0, True, word, tiles)
         tiles = choice.weight_tiles(x, case.widths, case.d, word)
         network_bwd_weights(grad, x, states, states, readout_weight, omega, case.widths, *scales, 0, True, True,
-                            True, False, word, tiles)  # fmt: skip
+                            True, case.output_bias, word, tiles)  # fmt: skip
 
     names = ["readout_fwd", "readout_bwd"]
     with compiled(capability) as kernels:

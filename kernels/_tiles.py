@@ -72,6 +72,22 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def dot_weighted(g, weight, r, v, acc, WITH_R: tl.constexpr, PRECISION: tl.constexpr):
+    """Acc + (g * weight + r) v: what a layer gets by its readout, weight its column of Omega; r only WITH_R."""
+    if PRECISION == "fp16":
+        # g * weight can be beyond float16 where weight * v, which torch multiplies by, is not
+        acc = dot(g, v.to(tl.float32) * weight[:, None], acc, PRECISION)
+        if WITH_R:
+            acc = dot(r, v, acc, PRECISION)
+    else:
+        u = g.to(tl.float32) * weight[None, :]
+        if WITH_R:
+            u += r.to(tl.float32)
+        acc = dot(u, v, acc, PRECISION)
+    return acc
+
+
+@triton.jit
 def arrived_last(counter, arrivals):
     """Whether this program is the last of those that share a counter; the counter is then 0 again.
 

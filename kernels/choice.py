@@ -46,9 +46,12 @@ class Tiles:
     num_stages: int
 
 
-def options(tiles: Tiles, cooperative: bool = False) -> dict[str, Any]:
-    """What a launch says to the compiler."""
+def options(tiles: Tiles, cooperative: bool = False, plain: bool = True) -> dict[str, Any]:
+    """What a launch says to the compiler; plain: no scales, no readouts asked for, rows side by side in memory."""
     said: dict[str, Any] = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, "enable_fp_fusion": True}
+    if not plain:
+        # left alone, the assembler spills a few bytes of the larger kernels to fit one more program on a multiprocessor
+        said["maxnreg"] = 255
     return said | {"launch_cooperative_grid": True} if cooperative else said
 
 
@@ -71,18 +74,25 @@ def readout_fwd_tiles(hs: Sequence[Tensor], d: int, precision: str) -> Tiles:
     return replace(tiles, splits=min(tiles.splits, len(widths)))
 
 
-def readout_bwd_tiles(hs: Sequence[Tensor], d: int, precision: str) -> Tiles:
-    """Tiles of readout's backward kernel; its splits divide the rows."""
+def readout_bwd_tiles(hs: Sequence[Tensor], d: int, precision: str, with_readouts: bool = False) -> Tiles:
+    """Tiles of readout's backward kernel; its splits divide the rows. with_readouts: every f_l has a gradient too."""
     rows, widths = hs[0].shape[0], [h.shape[1] for h in hs]
     tiles = _choose("readout_bwd", hs[0], precision, rows, len(widths), max(widths), d)
+    if with_readouts:
+        # two sums a tile: from half the rows at a time, so that the registers hold all
+        narrower = tiles.block_n if tiles.block_m <= 32 else max(16, tiles.block_n // 2)
+        tiles = replace(tiles, block_b=max(16, tiles.block_b // 2), block_n=narrower)
     count = sum(math.ceil(n / tiles.block_n) for n in widths) * math.ceil(d / tiles.block_m)
     return _with_row_splits(tiles, rows, count, hs[0].device)
 
 
-def walk_tiles(op: str, x: Tensor, widths: Sequence[int], d: int, precision: str) -> Tiles:
+def walk_tiles(op: str, x: Tensor, widths: Sequence[int], d: int, precision: str, scaled: bool = False) -> Tiles:
     """Tiles of a walk over the layers, op "network_fwd" or "network_bwd"; splits are its columns of programs."""
     rows = x.shape[0]
     tiles = _choose(op, x, precision, rows, len(widths), max(widths), d)
+    if scaled and op == "network_fwd" and precision == "tf32x3" and capability(x.device) < 90:
+        # the scales of all layers lie in registers, which the split of both operands fills there
+        tiles = replace(tiles, block_m=max(16, tiles.block_m // 2))
     blocks = math.ceil(rows / tiles.block_b)
     # programs that wait for each other must all be on the chip at once
     fits = tiles.splits > 1 and blocks * tiles.splits <= programs_at_once(x.device)
@@ -128,6 +138,8 @@ def default_tiles(
         return Tiles(16, depth, block_n, 1, 4 if back and block_n < 256 and not crowded else 8, 3)
     if crowded and (back or old):
         return Tiles(32, depth, min(columns, 64), 1, 8, 3)
+    if precision == "tf32" and block_d > 32 and old and not back:
+        return Tiles(32, depth, min(columns, 128), 1, 8, 3)
     narrow = (exact and (back or capability < 100)) or (back and precision == "tf32")
     return Tiles(64, depth, min(columns, 64 if narrow else 128), 1, 8, 3)
 

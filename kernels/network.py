@@ -190,6 +190,6 @@ def network_fwd(
         TRAINING=training, KEEP=keep, COLUMNS=tiles.splits, PRECISION=precision,
         BLOCK_B=tiles.block_b, BLOCK_D=block_of_outputs(d), BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_m,
         BLOCK_R=max(tiles.block_m, 1024 // tiles.block_b),
-        **options(tiles, cooperative=shared),
+        **options(tiles, cooperative=shared, plain=not scaled),
     )  # fmt: skip
     return f, states, pre

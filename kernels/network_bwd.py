@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
-from nftk.kernels._tiles import activation_slope, dot, pick
+from nftk.kernels._tiles import activation_slope, dot, dot_weighted, pick
 from nftk.kernels._walk import block_of_outputs, groups_of, layer_done
 from nftk.kernels._workspace import counters
 from nftk.kernels.choice import Tiles, options
@@ -53,7 +53,6 @@ def _network_bwd_kernel(
                 weight_scale = pick(weight_scales, tl.minimum(layer + 1, L - 1))
                 readout_scale = pick(readout_scales, layer)
             omega_column = tl.load(omega + outs * stride_od + layer * stride_ol, mask=mask_d, other=0.0).to(tl.float32)
-            u = g * (omega_column * readout_scale)[None, :]
             for n in range(column_program * BLOCK_N, n_out, COLUMNS * BLOCK_N):
                 cols = n + tl.arange(0, BLOCK_N)
                 mask_n = cols < n_out
@@ -70,7 +69,7 @@ def _network_bwd_kernel(
                 acc *= weight_scale
                 v_offsets = outs[:, None] * stride_vd + (first_column + cols)[None, :] * stride_vn
                 v = tl.load(readout_weight + v_offsets, mask=mask_d[:, None] & mask_n[None, :], other=0.0)
-                acc = dot(u, v, acc, PRECISION)
+                acc = dot_weighted(g, omega_column * readout_scale, g, v, acc, False, PRECISION)
                 where = local[:, None] * N + (first_column + cols)[None, :]
                 slope = activation_slope(tl.load(rows_saved + where, mask=mask, other=0.0).to(tl.float32), PHI)
                 tl.store(rows_deltas + where, (acc * slope).to(deltas.dtype.element_ty), mask=mask)
@@ -140,6 +139,6 @@ def network_bwd(
         rows, m, total, d, first, *grad.stride(), *readout_weight.stride(), *omega.stride(),
         widths=widths, PHI=phi, SCALED=scaled, NEED_X=need_x, COLUMNS=tiles.splits, PRECISION=precision,
         BLOCK_B=tiles.block_b, BLOCK_D=block_of_outputs(d), BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_m,
-        **options(tiles, cooperative=shared),
+        **options(tiles, cooperative=shared, plain=not scaled),
     )  # fmt: skip
     return deltas, grad_x

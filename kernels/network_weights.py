@@ -193,6 +193,7 @@ def network_bwd_weights(
         x.stride(0), *grad.stride(), *readout_weight.stride(), *omega.stride(),
         widths=tuple(widths), SCALED=scaled,
         NEED_BIAS=need_biases, NEED_OUTPUT_BIAS=need_output_bias, PRECISION=precision,
-        BLOCK_B=tiles.block_b, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_D=block_d, **options(tiles),
+        BLOCK_B=tiles.block_b, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_D=block_d,
+        **options(tiles, plain=not scaled),
     )  # fmt: skip
     return grad_weights, grad_biases, grad_readout_weight, grad_omega, grad_output_bias

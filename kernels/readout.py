@@ -5,18 +5,18 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from nftk.kernels._tiles import arrived_last, dot, find_tile, pick, tiles_before
+from nftk.kernels._tiles import arrived_last, dot, dot_weighted, find_tile, pick, tiles_before
 from nftk.kernels._workspace import counters
 from nftk.kernels.choice import Tiles, options
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["B"])
+@triton.jit(do_not_specialize=["B", "splits"])
 def _readout_fwd_kernel(
     hs, readout_weight, omega, f, readouts, partials, arrivals,
     row_strides, col_strides, scales,
-    B, d, stride_vd, stride_vn, stride_od, stride_ol,
-    widths: tl.constexpr, DENSE: tl.constexpr, SCALED: tl.constexpr, WITH_READOUTS: tl.constexpr, SPLITS: tl.constexpr,
+    B, d, splits, stride_vd, stride_vn, stride_od, stride_ol,
+    widths: tl.constexpr, DENSE: tl.constexpr, SCALED: tl.constexpr, WITH_READOUTS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """F = sum_l omega_l * f_l: one program per [BLOCK_B, BLOCK_D] tile of f and per split of the layers.
@@ -30,8 +30,8 @@ def _readout_fwd_kernel(
     L: tl.constexpr = len(widths)
     mask_b = rows < B
     mask_d = outs < d
-    first = tiles_before(split * L // SPLITS, widths, BLOCK_N)
-    last = tiles_before((split + 1) * L // SPLITS, widths, BLOCK_N)
+    first = tiles_before(split * L // splits, widths, BLOCK_N)
+    last = tiles_before((split + 1) * L // splits, widths, BLOCK_N)
 
     total = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     acc = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
@@ -60,16 +60,16 @@ def _readout_fwd_kernel(
 
     mask = mask_b[:, None] & mask_d[None, :]
     where = rows[:, None] * d + outs[None, :]
-    if SPLITS == 1:
+    if splits == 1:
         tl.store(f + where, total.to(f.dtype.element_ty), mask=mask)
     else:
         # the last split to arrive adds all of them in their own order, so the sum does not depend on who that was
         size = B.to(tl.int64) * d
         tl.store(partials + split * size + where, total, mask=mask)
         counter = arrivals + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        if arrived_last(counter, SPLITS):
+        if arrived_last(counter, splits):
             total = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
-            for s in range(SPLITS):
+            for s in range(splits):
                 total += tl.load(partials + s * size + where, mask=mask, other=0.0, cache_modifier=".cg")
             tl.store(f + where, total.to(f.dtype.element_ty), mask=mask)
 
@@ -112,10 +112,10 @@ def readout_weight_tile(
             r = tl.load(grad_readouts + offsets, mask=mask_g, other=0.0).to(tl.float32) * scale
         mask_h = mask_b[:, None] & mask_n[None, :]
         if NEED_H:
-            u = g * weight[None, :]
-            if WITH_READOUTS:
-                u += r
-            grad_tile = dot(u, v, tl.zeros([BLOCK_B, BLOCK_N], tl.float32), PRECISION)
+            if not WITH_READOUTS:
+                r = g
+            grad_tile = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
+            grad_tile = dot_weighted(g, weight, r, v, grad_tile, WITH_READOUTS, PRECISION)
             where = rows[:, None] * N + (first_column + cols)[None, :]
             tl.store(grad_h + where, grad_tile.to(grad_h.dtype.element_ty), mask=mask_h)
         if NEED_V:
@@ -214,13 +214,13 @@ def _readout_bwd_kernel(
             mask_g = mask_b[:, None] & mask_d[None, :]
             g = tl.load(grad + rows[:, None] * stride_gb + outs[None, :] * stride_gd, mask=mask_g, other=0.0)
             weight = tl.load(omega + outs * stride_od + layer * stride_ol, mask=mask_d, other=0.0).to(tl.float32)
-            u = g.to(tl.float32) * weight[None, :]
-            if WITH_READOUTS:
-                offsets = rows[:, None] * stride_rb + layer * stride_rl + outs[None, :] * stride_rd
-                u += tl.load(grad_readouts + offsets, mask=mask_g, other=0.0).to(tl.float32)
             v_offsets = outs[:, None].to(tl.int64) * stride_vd + (first_column + cols)[None, :] * stride_vn
             v = tl.load(readout_weight + v_offsets, mask=mask_d[:, None] & mask_n[None, :], other=0.0)
-            acc = dot(u, v, acc, PRECISION)
+            r = g
+            if WITH_READOUTS:
+                offsets = rows[:, None] * stride_rb + layer * stride_rl + outs[None, :] * stride_rd
+                r = tl.load(grad_readouts + offsets, mask=mask_g, other=0.0)
+            acc = dot_weighted(g, weight, r, v, acc, WITH_READOUTS, PRECISION)
         where = rows[:, None] * N + (first_column + cols)[None, :]
         tile_grad = (acc * scale).to(grad_h.dtype.element_ty)
         tl.store(grad_h + where, tile_grad, mask=mask_b[:, None] & mask_n[None, :])
@@ -267,15 +267,17 @@ def readout_fwd(
         return f, readouts
     split = tiles.splits > 1
     partials = hs[0].new_empty(tiles.splits * rows * d if split else 0, dtype=torch.float32)
+    dense, scaled = all(h.stride(1) == 1 for h in hs), any(s != 1.0 for s in scales)
     _readout_fwd_kernel[grid](
         tuple(hs), readout_weight, omega, f, readouts, partials,
-        counters(grid[0] * grid[1], f.device) if split else partials,
+        counters(grid[0] * grid[1] if split else 0, f.device),
         tuple(h.stride(0) for h in hs), tuple(h.stride(1) for h in hs), tuple(scales),
-        rows, d, *readout_weight.stride(), *omega.stride(),
+        rows, d, tiles.splits, *readout_weight.stride(), *omega.stride(),
         widths=tuple(h.shape[1] for h in hs),
-        DENSE=all(h.stride(1) == 1 for h in hs), SCALED=any(s != 1.0 for s in scales), WITH_READOUTS=with_readouts,
-        SPLITS=tiles.splits, PRECISION=precision,
-        BLOCK_B=tiles.block_b, BLOCK_D=tiles.block_m, BLOCK_N=tiles.block_n, **options(tiles),
+        DENSE=dense, SCALED=scaled, WITH_READOUTS=with_readouts,
+        PRECISION=precision,
+        BLOCK_B=tiles.block_b, BLOCK_D=tiles.block_m, BLOCK_N=tiles.block_n,
+        **options(tiles, plain=dense and not scaled and not with_readouts),
     )  # fmt: skip
     return f, readouts
 
@@ -311,6 +313,7 @@ def readout_bwd(
     partial = out_tiles * column_tiles * tiles.block_m * (kinds * tiles.block_n + 1)
     partials = grad.new_empty(splits * partial if splits > 1 and need_v else 0, dtype=torch.float32)
     omega_partials = grad.new_empty(out_tiles * column_tiles * tiles.block_m, dtype=torch.float32)
+    dense, scaled = all(h.stride(1) == 1 for h in hs), any(s != 1.0 for s in scales)
     strides = (0, 0, 0) if grad_readouts is None else grad_readouts.stride()
     _readout_bwd_kernel[(grad_tiles + splits * column_tiles * out_tiles,)](
         grad, grad if grad_readouts is None else grad_readouts, tuple(hs), readout_weight, omega,
@@ -319,8 +322,9 @@ def readout_bwd(
         tuple(h.stride(0) for h in hs), tuple(h.stride(1) for h in hs), tuple(scales),
         rows, total, d, grad_tiles, splits,
         *grad.stride(), *strides, *readout_weight.stride(), *omega.stride(),
-        widths=widths, DENSE=all(h.stride(1) == 1 for h in hs), SCALED=any(s != 1.0 for s in scales),
+        widths=widths, DENSE=dense, SCALED=scaled,
         WITH_READOUTS=grad_readouts is not None, NEED_H=need_h, NEED_V=need_v, FUSED=fused, PRECISION=precision,
-        BLOCK_B=tiles.block_b, BLOCK_D=tiles.block_m, BLOCK_N=tiles.block_n, **options(tiles),
+        BLOCK_B=tiles.block_b, BLOCK_D=tiles.block_m, BLOCK_N=tiles.block_n,
+        **options(tiles, plain=dense and not scaled and grad_readouts is None),
     )  # fmt: skip
     return grad_h, grad_readout_weight, grad_omega

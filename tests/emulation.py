@@ -22,9 +22,10 @@ def _round_tf32(x):
 
 
 def _toward_zero(x):
-    """float64 to float32, truncated."""
+    """float64 to float32, truncated; what is too large becomes infinite."""
     near = x.astype(np.float32)
-    return np.where(np.abs(near.astype(np.float64)) > np.abs(x), np.nextafter(near, np.float32(0)), near)
+    cut = np.where(np.abs(near.astype(np.float64)) > np.abs(x), np.nextafter(near, np.float32(0)), near)
+    return np.where(np.abs(x) >= 2.0**128, near, cut)
 
 
 def _tensor_core(a, b, acc):
@@ -54,12 +55,10 @@ def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
     else:
         assert word == "TF32X3", word
         big_x, big_y = _round_tf32(x), _round_tf32(y)
-        small_x, small_y = _round_tf32(x - big_x), _round_tf32(y - big_y)
-        # a NaN or an infinity must not be lost in the small parts, nor make NaN out of infinity there
-        small_x, small_y = np.nan_to_num(small_x, posinf=0, neginf=0), np.nan_to_num(small_y, posinf=0, neginf=0)
-        out = _tensor_core(small_x, big_y, np.zeros_like(acc))
-        out = _tensor_core(big_x, small_y, out)
-        out = _tensor_core(big_x, big_y, out + acc)
+        out = _tensor_core(_round_tf32(x - big_x), big_y, np.zeros_like(acc))
+        out = _tensor_core(big_x, _round_tf32(y - big_y), out)
+        # as Triton 3.9 does: of an infinity the small part is NaN, and counts for nothing
+        out = _tensor_core(big_x, big_y, np.where(np.isnan(out), np.float32(0), out)) + acc
     return interpreter.TensorHandle(out.astype(np.float32), d.dtype.scalar)
 
 

@@ -242,6 +242,20 @@ def test_only_the_wanted_gradient(small_tiles, grid, wanted, at):
     assert grid.launches == BACKWARD[:1] * walks + BACKWARD[1:] * sums
 
 
+def test_half_precision_holds_what_torch_holds(small_tiles):
+    """Omega times a scaled loss's gradient is beyond float16, Omega times V is not."""
+    i = make_inputs(SHAPES[1])
+    i.readout_weight, i.omega = i.readout_weight / 64, 8 * i.omega
+    i = SimpleNamespace(**{
+        k: [t.half().requires_grad_() for t in v] if isinstance(v, list) else v.half().requires_grad_()
+        for k, v in vars(i).items()
+    })  # fmt: skip
+    f, exact = run(i, backend="triton"), truth(doubles := wide(i))
+    seed = torch.full_like(f, 2.0**13)
+    (got,), (want,) = torch.autograd.grad(f, i.x, seed), torch.autograd.grad(exact, doubles.x, seed.double())
+    assert error(got, want) < 5e-3
+
+
 def test_leading_dimensions_and_empty_batch(small_tiles):
     i = make_inputs((12, 5, (4, 3), 2))
     f = run(i, backend="triton")

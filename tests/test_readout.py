@@ -188,6 +188,30 @@ def test_leading_dimensions_and_empty_batch(small_tiles, backend):
     assert not grads[-1].any()
 
 
+@pytest.mark.parametrize("with_readouts", [False, True])
+@pytest.mark.parametrize("shape", [RAGGED, SHAPES[5]], ids=["narrow", "wide"])
+def test_half_precision_holds_what_torch_holds(small_tiles, shape, with_readouts):
+    """Omega times a scaled loss's gradient is beyond float16, Omega times V is not."""
+    hs, v, omega = make_inputs(shape, torch.float32)
+    inputs = [h.half().requires_grad_() for h in hs], (v / 64).half().requires_grad_(), (8 * omega).half()
+    found = nftk.ops.readout(*inputs, return_readouts=with_readouts, backend="triton")
+    found, doubles = found if with_readouts else (found,), wide(*inputs)
+    seeds = [torch.full_like(f, 2.0**14) for f in found]
+    got = torch.autograd.grad(found, inputs[0], seeds)
+    exact = truth(*doubles)[: len(found)]
+    for a, b in zip(got, torch.autograd.grad(exact, doubles[0], [s.double() for s in seeds]), strict=True):
+        assert error(a, b) < 2e-3
+
+
+def test_infinity_stays(small_tiles):
+    """The parts that "highest" splits a number into make no NaN of an infinity."""
+    hs, v, omega = make_inputs(RAGGED, torch.float32)
+    hs[1][3, 7], v[4, 11] = torch.inf, -torch.inf
+    f, exact = nftk.ops.readout(hs, v, omega, backend="triton"), truth(hs, v, omega)[0]
+    assert f.isinf().any()
+    torch.testing.assert_close(f, exact, equal_nan=True)
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("wanted", ["h", "v", "omega"])
 def test_only_the_wanted_gradient(small_tiles, wanted, backend):

@@ -37,6 +37,23 @@ def test_what_auto_picks_does_not_spill_and_fits(capability):
             assert row["shared"] <= SHARED_LIMIT[capability], row
 
 
+BATCHES = """
+import resources
+resources.usage = lambda kernel: kernel.hash
+for outputs, batches in [(5, (1, 50, 2000)), (70, (1, 700, 1800, 4000, 9000))]:
+    compiled = [dict(resources.compile_case(resources.Case(rows, 40, (30,) * 5, outputs), 90)) for rows in batches]
+    assert all(hashes == compiled[0] for hashes in compiled), compiled
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_another_batch_size_compiles_nothing(tmp_path):
+    """A last short batch must not wait for the compiler: whole networks, then readouts alone with 5 to 1 splits."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", BATCHES], capture_output=True, text=True, env=environment, cwd=BENCH)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_compile_to_what_the_record_says(tmp_path):
     """Compiled anew for sm_90: nothing spills, and neither registers nor shared memory have grown."""

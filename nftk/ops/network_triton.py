@@ -118,7 +118,8 @@ def _fwd(
 
     word = choice.kernel_precision(x.dtype, precision, out_dtype)
     keep = training and phi not in SLOPE_FROM_H
-    tiles = choice.walk_tiles("network_fwd", x, [w.shape[0] for w in weights], omega.shape[0], word)
+    scaled = any(s != 1.0 for s in (*weight_scales, *bias_scales, *readout_scales))
+    tiles = choice.walk_tiles("network_fwd", x, [w.shape[0] for w in weights], omega.shape[0], word, scaled)
     with torch.cuda.device_of(x):
         return network_fwd(  # type: ignore[no-any-return]
             _rows(x), [w.contiguous() for w in weights], biases, addressable(readout_weight), addressable(omega),

@@ -208,7 +208,7 @@ def _bwd(
         from nftk.kernels.readout import readout_bwd
 
         word = choice.kernel_precision(hs[0].dtype, precision, grad.dtype)
-        tiles = choice.readout_bwd_tiles(hs, omega.shape[0], word)
+        tiles = choice.readout_bwd_tiles(hs, omega.shape[0], word, grad_readouts is not None)
         v, weights, grad = addressable(readout_weight), addressable(omega), addressable(grad)
         per_layer = None if grad_readouts is None else addressable(grad_readouts)
         with torch.cuda.device_of(omega):
