@@ -71,7 +71,8 @@ def network(
         readout_scales: r_l; None for 1.
         precision: Of float32 products: ``"highest"``, as exact as float32; ``"tf32"`` or ``"bf16"`` where that is
             faster (torch's "high" and "medium" are accepted). On the "formula" and "layers" paths the products of
-            the layers themselves follow ``torch.set_float32_matmul_precision``.
+            the layers themselves follow ``torch.set_float32_matmul_precision``. Where a sum passes float32's range,
+            ``"highest"`` on ``"triton"`` may give NaN for the infinity.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``; a named one is used or raises.
 
     Returns:

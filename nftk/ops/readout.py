@@ -44,7 +44,8 @@ def readout(
         readout_scales: r_l; None for 1.
         return_readouts: Whether to return all f_l too.
         precision: Of float32 products: ``"highest"``, as exact as float32; ``"tf32"`` or ``"bf16"`` where that is
-            faster (torch's "high" and "medium" are accepted). Sums are in float32 always.
+            faster (torch's "high" and "medium" are accepted). Sums are in float32 always. Where one passes float32's
+            range, ``"highest"`` on ``"triton"`` may give NaN for the infinity; infinite inputs stay infinite.
         backend: ``"auto"``: ``"triton"`` on a GPU, outside ``torch.func`` transforms, for float32 and 16-bit
             inputs and at most 100 layers; else ``"torch"``. A named one is used or raises.
 
