@@ -15,7 +15,7 @@ import nftk
 ROOT = Path(__file__).parent.parent
 # imports run one way: a folder may import from those before it
 ORDER = [
-    "reference", "ops", "constraints", "modules", "tangent", "training", "interpret", "data", "cli",
+    "reference", "ops", "constraints", "modules", "tangent", "training", "regression", "interpret", "data", "cli",
 ]  # fmt: skip
 
 
@@ -44,7 +44,8 @@ def test_public_names():
         assert getattr(nftk, name).__doc__, name
     assert importlib.metadata.version("nftk") == nftk.__version__
     contract = {
-        "NFTKMLP", "LayerKernels", "constraints", "empirical_ntk", "fit", "ops", "plot_omega", "reference",
+        "KernelRidge", "LayerKernels", "MultipleKernelRidge", "NFTKMLP", "constraints", "empirical_ntk", "fit",
+        "kernel_prediction", "ops", "plot_omega", "reference",
     }  # fmt: skip
     assert contract <= set(nftk.__all__)
 

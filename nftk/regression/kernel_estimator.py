@@ -1,0 +1,217 @@
+"""From what an estimator is given (matrices, LayerKernels, raw inputs and a kernel's name) to predictions."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nftk._checks import check_choice, check_tensor
+from nftk.regression.estimator import Estimator
+from nftk.regression.gram import Gram, check_symmetric, from_layers, from_tensor, lazy
+from nftk.tangent.layer_kernels import LayerKernels
+
+Kernel = LayerKernels | Tensor
+KernelChoice = Literal["precomputed", "infinite"] | Callable[..., Any]
+# of the infinite kernel where none is given
+DEPTH = 3
+# bytes of a kernel between new and training examples at a time
+TEST_BYTES = 256 << 20
+
+
+class KernelEstimator(Estimator):
+    """Ridge regression on a kernel: all but how Omega and the ridge are found."""
+
+    kernel: KernelChoice
+    kernel_params: dict[str, Any] | None
+    omega_: Tensor | None
+    dual_coef_: Tensor
+    _shifted: bool
+    _x: Tensor
+
+    @property
+    def _op(self) -> str:
+        return type(self).__name__
+
+    def predict(self, X: Any, *, offset: Any = None) -> Any:
+        """Predict labels or targets.
+
+        Args:
+            X: As in fit: inputs ``(n_test, m)``; or, precomputed, the kernel of test with training examples.
+            offset: f_0 of the test examples, ``(n_test, d)``, where fit was given one.
+
+        Returns:
+            Labels ``(n_test,)``, or targets in the form that y had; a tensor for tensors and LayerKernels, else an
+            array.
+        """
+        f = self._outputs(X, offset)
+        return self._said(f, isinstance(X, Tensor | LayerKernels))
+
+    def outputs(self, X: Any, *, offset: Any = None) -> Any:
+        """Return the regression's values, for labels one an output (targets were one-hot).
+
+        Args:
+            X: As for :meth:`predict`.
+            offset: As there.
+
+        Returns:
+            ``(n_test, d)``, float64.
+        """
+        f = self._outputs(X, offset)
+        return f if isinstance(X, Tensor | LayerKernels) else f.cpu().numpy()
+
+    @property
+    def decision_function(self) -> Callable[..., Any]:
+        """What labels are decided by: :meth:`outputs`; of two classes the second less the first, ``(n_test,)``."""
+        if self.task == "regression" or getattr(self, "classes_", 0) is None:
+            raise AttributeError(f"nftk.{self._op}: decision_function is there for labels only")
+        return self._decision_function
+
+    def _decision_function(self, X: Any, *, offset: Any = None) -> Any:
+        f = self.outputs(X, offset=offset)
+        return f[:, 1] - f[:, 0] if f.shape[1] == 2 else f
+
+    def score(self, X: Any, y: Any, *, offset: Any = None) -> float:
+        """Accuracy for labels, else the coefficient of determination R^2, averaged over outputs.
+
+        Args:
+            X: As for :meth:`predict`.
+            y: Labels or targets.
+            offset: As for :meth:`predict`.
+
+        Returns:
+            The score; 1 is best.
+        """
+        return self._score(self._outputs(X, offset), y)
+
+    def _outputs(self, x: Any, offset: Any) -> Tensor:
+        self._check_is_fitted()
+        alpha = self.dual_coef_
+        if self.kernel == "precomputed":
+            gram = self._gram(self._given(x, reset=False))
+            self._check_columns(gram, len(alpha))
+            f = gram.apply(alpha)
+        else:
+            rows = self._rows(x, reset=False).to(self._x)
+            # a layer's kernel of one test example with all of training
+            each = 8 * len(alpha) * max(1, self._depth())
+            step = max(1, TEST_BYTES // each)
+            tiles = [self._gram(self._compute(part, self._x)).apply(alpha) for part in rows.split(step)]
+            f = torch.cat(tiles)
+        f_0 = self._offset(offset, f)
+        if (f_0 is None) is self._shifted:
+            rule = "be given, as it was in fit" if self._shifted else "be None, as it was in fit"
+            raise ValueError(f"nftk.{self._op}: offset must {rule}, got {'None' if f_0 is None else 'one'}")
+        return f if f_0 is None else f + f_0
+
+    def _check_columns(self, gram: Gram, n: int) -> None:
+        if gram.shape[1] != n:
+            raise ValueError(
+                f"nftk.{self._op}: the kernel must have {n} columns, one a training example, got {gram.shape[1]}"
+            )
+        d = self.dual_coef_.shape[1]
+        if gram.outputs not in (None, d):
+            raise ValueError(f"nftk.{self._op}: the kernel must have {d} outputs, as the targets, got {gram.outputs}")
+
+    def _train(self, x: Any) -> Kernel | None:
+        """The training kernel; None where only its rows can be had, one tile at a time, see :meth:`_lazy`."""
+        if not callable(self.kernel):
+            check_choice(self._op, "kernel", self.kernel, ("precomputed", "infinite"))
+        if self.kernel == "precomputed":
+            self._x = torch.empty(0)
+            return self._given(x, reset=True)
+        self._x = self._rows(x, reset=True)
+        if self._in_tiles(len(self._x)):
+            return None
+        return self._compute(self._x, None)
+
+    def _in_tiles(self, n: int) -> bool:
+        return False
+
+    def _lazy(self) -> Gram:
+        """The training kernel as rows that are computed when they are needed."""
+        x = self._x
+        return lazy(lambda rows: self._gram(self._compute(x[rows], x)), len(x), torch.finfo(x.dtype).eps, x.device)
+
+    def _depth(self) -> int:
+        """How many layers' kernels one computation holds."""
+        return int((self.kernel_params or {}).get("depth", DEPTH)) if self.kernel == "infinite" else 1
+
+    def _given(self, x: Any, *, reset: bool) -> Kernel:
+        """A precomputed kernel."""
+        if isinstance(x, LayerKernels):
+            return x
+        if not isinstance(x, Tensor) and np.ndim(x) in (3, 4):
+            x = torch.from_numpy(np.array(x, dtype=np.float64))
+        if isinstance(x, Tensor) and x.ndim != 2:
+            return x
+        # a matrix is what scikit-learn knows
+        return self._rows(x, reset=reset)
+
+    def _compute(self, x1: Tensor, x2: Tensor | None) -> Kernel:
+        """The kernel of raw inputs; x2 None: of x1 with itself."""
+        settings = dict(self.kernel_params or {})
+        if self.kernel == "infinite":
+            from nftk.tangent import infinite_ntk
+
+            made: LayerKernels = infinite_ntk(x1, x2, **{"depth": DEPTH, **settings})
+            return made
+        assert callable(self.kernel)
+        found = self.kernel(x1, x1 if x2 is None else x2, **settings)
+        if isinstance(found, LayerKernels):
+            return found
+        if not isinstance(found, Tensor):
+            values = np.asarray(found)
+            numbers = values.dtype.kind in "biuf"
+            found = torch.from_numpy(values.astype(np.float64)) if numbers else found
+        check_tensor(self._op, "what kernel returns", found)
+        k: Tensor = found
+        n1, n2 = len(x1), len(x1 if x2 is None else x2)
+        at = 1 if k.ndim == 3 else 0
+        if k.ndim not in (2, 3, 4) or tuple(k.shape[at : at + 2]) != (n1, n2):
+            raise ValueError(
+                f"nftk.{self._op}: what kernel returns must have shape [{n1}, {n2}], [d, {n1}, {n2}] or "
+                f"[{n1}, {n2}, d, d], got {list(k.shape)}"
+            )
+        return k
+
+    def _gram(self, k: Kernel) -> Gram:
+        """A kernel as the fitted Omega has it."""
+        if isinstance(k, LayerKernels):
+            omega = self.omega_
+            if omega is None and len(k) > 1:
+                raise ValueError(
+                    f"nftk.{self._op}: omega must be given for the kernels of {len(k)} layers, shape [{len(k)}] or "
+                    f"[d, {len(k)}], got None"
+                )
+            return from_layers(self._op, k, torch.ones(1) if omega is None else omega)
+        if self.omega_ is not None:
+            shape = list(k.shape)
+            raise ValueError(f"nftk.{self._op}: omega must be None where the kernel is a tensor, got one for {shape}")
+        return from_tensor(self._op, "X" if self.kernel == "precomputed" else "what kernel returns", k)
+
+    def _checked(self, gram: Gram, target: Tensor) -> None:
+        """Raise unless a training kernel fits the targets."""
+        check_symmetric(self._op, gram)
+        if gram.outputs not in (None, target.shape[1]):
+            what = "classes" if self.classes_ is not None else "columns"
+            raise ValueError(
+                f"nftk.{self._op}: y must have {gram.outputs} {what}, one for each output of the kernel, got "
+                f"{target.shape[1]}"
+            )
+
+
+def as_omega(op: str, omega: Tensor | Sequence[float] | None) -> Tensor | None:
+    """Omega as a float64 tensor ``(L,)`` or ``(d, L)``, checked."""
+    if omega is None:
+        return None
+    try:
+        found = torch.as_tensor(omega).detach().to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"nftk.{op}: omega must be numbers, shape [L] or [d, L], got {type(omega).__name__}") from None
+    if found.ndim not in (1, 2) or not found.numel():
+        raise ValueError(f"nftk.{op}: omega must have shape [L] or [d, L], got {list(found.shape)}")
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"nftk.{op}: omega must be finite, got NaN or infinity")
+    return found
