@@ -1,0 +1,157 @@
+"""Alignment, rank, spectrum and drift against numbers worked out by hand or by numpy."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import nftk
+from nftk.tangent import alignment, drift, effective_rank, spectrum
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def spd(n, seed=0):
+    x = draw(n, n + 2, seed=seed)
+    return x @ x.T
+
+
+def cosine(a, b):
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+def layered(reduction, n=8, d=3):
+    model = nftk.NFTKMLP(5, [6, 7], d, dtype=torch.float64)
+    return nftk.empirical_ntk(model, draw(n, 5, seed=1), reduction=reduction)
+
+
+# ---------------------------------------------------------------- alignment
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_alignment_is_a_cosine(centred):
+    k, y = torch.stack((spd(9), spd(9, seed=1))), draw(9, 2, seed=2) + 1
+    h = torch.eye(9).double() - (1 / 9 if centred else 0)
+    want = [cosine(h @ one @ h, h @ y @ y.T @ h) for one in k]
+    np.testing.assert_allclose(alignment(k, y, centred=centred), want, rtol=1e-10)
+    np.testing.assert_allclose(alignment(k[0], y, centred=centred), want[:1], rtol=1e-10)
+
+
+def test_alignment_of_labels():
+    y = torch.tensor([7, 3, 7, 9])
+    same = (y[:, None] == y).double()
+    assert alignment(same, y).item() == pytest.approx(1.0)
+    assert alignment(torch.eye(4), y).item() == pytest.approx(4 / math.sqrt(4 * 6))
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_alignment_of_reductions(centred):
+    y = draw(8, 3, seed=5)
+    h = torch.eye(8).double() - (1 / 8 if centred else 0)
+    full = layered("full")
+    for reduction in ("full", "diagonal", "trace"):
+        torch.manual_seed(0)
+        k = layered(reduction)
+        torch.manual_seed(0)
+        full = layered("full")
+        found = alignment(k, y, centred=centred)
+        target = torch.einsum("ax,xi,yj,yb->abij", h, y, y, h)
+        blocks = torch.einsum("ax,lxyij,yb->labij", h, full.blocks, h)
+        if reduction == "full":
+            want = [cosine(block, target) for block in blocks]
+        elif reduction == "diagonal":
+            want = [[cosine(block[..., i, i], target[..., i, i]) for i in range(3)] for block in blocks]
+        else:
+            diagonal = [block.diagonal(dim1=2, dim2=3).sum(-1) for block in blocks]
+            want = [cosine(block, target.diagonal(dim1=2, dim2=3).sum(-1)) for block in diagonal]
+        np.testing.assert_allclose(found, want, rtol=1e-9)
+
+
+def test_alignment_with_nothing_is_zero():
+    assert alignment(torch.zeros(3, 3), torch.ones(3)).item() == 0
+    assert alignment(torch.ones(3, 3), torch.ones(3), centred=True).item() == pytest.approx(0, abs=1e-12)
+
+
+# ---------------------------------------------------------------- rank and spectrum
+
+
+def test_effective_rank():
+    values = torch.tensor([4.0, 2.0, 1.0, 1.0]).double()
+    q = torch.linalg.qr(draw(4, 4))[0]
+    k = q @ torch.diag(values) @ q.T
+    p = values / 8
+    assert effective_rank(k).item() == pytest.approx(float(torch.exp(-(p * p.log()).sum())))
+    assert effective_rank(k, "participation").item() == pytest.approx(float(1 / p.square().sum()))
+    for kind in ("entropy", "participation"):
+        assert effective_rank(torch.eye(7), kind).item() == pytest.approx(7)
+        assert effective_rank(torch.ones(7, 7), kind).item() == pytest.approx(1, abs=1e-5)
+        assert effective_rank(torch.zeros(7, 7), kind).item() == 0
+        assert effective_rank(layered("diagonal"), kind).shape == (2, 3)
+        assert effective_rank(layered("full"), kind).shape == (2,)
+
+
+def test_spectrum():
+    q = torch.linalg.qr(draw(30, 30))[0]
+    falls = 3 * torch.arange(1, 31).double() ** -1.5
+    falls[0] = 100.0
+    found = spectrum(q @ torch.diag(falls) @ q.T)
+    np.testing.assert_allclose(found.values[0], falls, rtol=1e-9)
+    assert found.exponent.item() == pytest.approx(1.5)
+    assert found.counted.item() == 29
+    assert spectrum(torch.diag(falls), first=1).exponent.item() > 1.6
+    assert spectrum(torch.diag(falls), first=5, last=9).counted.item() == 5
+    # what is left below the rounding of the dtype does not count
+    rank = spectrum((q[:, :5] @ torch.diag(falls[1:6]) @ q[:, :5].T).float(), first=1)
+    assert rank.counted.item() == 5
+    assert math.isnan(spectrum(torch.ones(4, 4)).exponent.item())
+    assert spectrum(layered("diagonal")).values.shape == (2, 3, 8)
+
+
+# ---------------------------------------------------------------- drift
+
+
+def test_drift():
+    first, second = torch.stack((spd(5), spd(5, 1))), torch.stack((2 * spd(5), spd(5, 2)))
+    moved = drift(first, second)
+    np.testing.assert_allclose(moved.relative, [1.0, float((second[1] - first[1]).norm() / first[1].norm())])
+    np.testing.assert_allclose(moved.turned, [0.0, 1 - cosine(first[1], second[1])], atol=1e-12)
+    np.testing.assert_allclose(moved.grown, [2.0, float(second[1].norm() / first[1].norm())])
+
+
+def test_drift_of_training_falls_with_width():
+    """Wide networks in the "ntk" parameterisation train lazily; narrow ones move their kernels."""
+    x, y = draw(12, 3).float(), draw(12, 1, seed=1).float()
+    found = []
+    for width in (16, 1024):
+        model = nftk.NFTKMLP(3, [width] * 2, 1, parameterization="ntk", omega_init=0.7)
+        before = nftk.empirical_ntk(copy.deepcopy(model), x, reduction="trace")
+        nftk.fit(model, (x, y), loss="mse", epochs=100, batch_size=12, lr=0.1, lr_omega=0.0, weight_decay=0.0)
+        found.append(drift(before, nftk.empirical_ntk(model, x, reduction="trace")).relative)
+    assert bool((found[1] < found[0] / 3).all())
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: alignment(torch.ones(3, 4), torch.ones(3)), "k must (be square|have shape)"),
+        (lambda: alignment(torch.ones(3, 3), torch.ones(4)), r"y must have shape \[3\] or \[3, d\], got \[4\]"),
+        (lambda: alignment(layered("diagonal"), torch.ones(8, 2)), "y must have 3 classes or columns, as k, got 2"),
+        (lambda: effective_rank(torch.eye(3), "trace"), "kind must be one of"),
+        (lambda: effective_rank(layered("trace")[:, :4]), "k must be square"),
+        (lambda: spectrum(torch.eye(3), first=0), "first and last must be a range from 1, got 0"),
+        (lambda: spectrum(torch.eye(3), first=3, last=2), "first and last must be a range"),
+        (lambda: drift(layered("trace"), layered("diagonal")), "must share their reduction, got 'trace'"),
+        (lambda: drift(torch.eye(3), torch.eye(4)), "second must have shape"),
+        (lambda: drift(torch.ones(3), torch.ones(3)), r"first must have shape \[n1, n2\] or"),
+    ],
+)
+def test_errors(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
