@@ -49,9 +49,12 @@ def step_table(root=ROOT):
 NONE_YET = "Not yet run on a GPU."
 # the order of columns; what is not named here comes after
 PROVIDERS = (
-    "eager-loop", "eager-stacked", "graph-loop", "graph-stacked", "compile", "compile-max", "matmul", "plain",
-    "plain-graph", "torch", "nftk-torch", "nftk", "nftk-graph", "triton", "triton-graph",
+    "eager-loop", "eager-stacked", "graph-loop", "graph-stacked", "unfused", "two-loop", "torch.func", "compile",
+    "compile-max", "matmul", "plain", "plain-graph", "torch", "nftk-torch", "nftk", "nftk-graph", "triton",
+    "triton-graph", "cuda",
 )  # fmt: skip
+# no way to do the work, but a rate to compare with
+RATES = {"matmul-2048"}
 
 
 def folders(on_gpu, root=ROOT):
@@ -90,7 +93,7 @@ def _span(values):
 
 
 def _lines(records):
-    present = {row["provider"] for record in records for row in record["rows"]}
+    present = {row["provider"] for record in records for row in record["rows"]} - RATES
     names = [name for name in PROVIDERS if name in present] + sorted(present - set(PROVIDERS))
     head = ["case", "pass", "MB", "MFLOP", "floor, ms", *names]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -109,6 +112,52 @@ def _cell(row, on_gpu):
         return "-"
     share = f"{100 * row['floor_share']:.0f} %"
     return f"{row['ms_50']:.3g} / {row['wall_ms_50']:.3g}, {share}" if on_gpu else f"{row['ms_50']:.3g}, {share}"
+
+
+def floor_table(root=ROOT):
+    """empirical_ntk on a CPU in units of its floor, and what it takes of memory."""
+    lines = ["| all ten kernels | floor | nftk | plain PyTorch, two loops |", "|---|---|---|---|"]
+    for name, said in (("256-full", "256 points, full"), ("2000-trace", "2,000 points, trace")):
+        path = root / "bench" / "results" / "cpu" / f"empirical_ntk_{name}-highest.json"
+        if not path.exists():
+            continue
+        record = read(path)
+        rows = {row["provider"]: row for row in record["rows"]}
+        floor = rows["nftk"]["flops"] / rows["matmul-2048"]["tflop_s"] / 1e12
+        cells = [
+            f"{rows[one]['ms_50'] / 1e3:.2f} s, {rows[one]['ms_50'] / 1e3 / floor:.2f}x" for one in ("nftk", "two-loop")
+        ]
+        lines.append("| " + " | ".join([said, f"{floor:.2f} s", *cells]) + " |")
+    for path in sorted((root / "bench" / "results" / "cpu").glob("memory_*.json")):
+        record = read(path)
+        peak, output = (f"{record[key] / 2**30:.2f} GiB" for key in ("peak_bytes", "output_bytes"))
+        data = {"mnist": "MNIST images", "random": "random inputs"}[record["data"]]
+        lines.append(
+            f"\nUnder a `memory_budget` of {record['budget_bytes'] / 2**30:g} GiB, the traces of {record['points']:,} "
+            f"{data}: {peak} at most beside inputs and {output} of output, in {record['seconds']:.0f} s."
+        )
+    return "\n".join(lines) if len(lines) > 2 else "No record."
+
+
+def peer_table(root=ROOT):
+    """Other libraries' time for the same ten kernels, in units of nftk's in the same run."""
+    path = root / "bench" / "results" / "cpu" / "peers_empirical_ntk.json"
+    if not path.exists():
+        return "No record."
+    record = read(path)
+    lines = ["| points | nftk | nngeometry | neural-tangents, its fastest | torch.func |", "|---|---|---|---|---|"]
+    for points in sorted({row["points"] for row in record["rows"]}):
+        timed = [row for row in record["rows"] if row["points"] == points and "ms_50" in row]
+        cells = [f"{points}, full"]
+        for peer in ("nftk", "nngeometry", "neural-tangents", "torch.func"):
+            of = [row for row in timed if row["provider"].startswith(peer)]
+            best = min(of, key=lambda row: row["ms_50"], default=None)
+            ratio = "" if peer == "nftk" or best is None else f", {best['ratio_to_nftk']:.0f}x"
+            cells.append("-" if best is None else f"{best['ms_50'] / 1e3:.3g} s{ratio}")
+        lines.append("| " + " | ".join(cells) + " |")
+    machine = record["machine"]
+    told = f"{machine['cpu']}, {machine['threads']} thread{'s'[: machine['threads'] > 1]}; torch {machine['torch']}"
+    return "\n".join([*lines, f"\n{told}; {', '.join(record['packages'])}; {machine['date']}; {machine['commit']}."])
 
 
 def target_table(root=ROOT):
@@ -182,14 +231,16 @@ def resource_table(root=ROOT):
 
 
 TABLES = {
-    "README.md": {"accuracy": accuracy_table, "step": step_table},
+    "README.md": {"accuracy": accuracy_table, "step": step_table, "ntk": floor_table, "peers": peer_table},
     "bench/README.md": {
         **{
             f"{op} {'gpu' if on_gpu else 'cpu'}": functools.partial(op_table, op, on_gpu)
-            for op in ("readout", "network", "step")
+            for op in ("readout", "network", "step", "tangent_gram", "empirical_ntk")
             for on_gpu in (False, True)
         },
         "ratio": step_table,
+        "ntk": floor_table,
+        "peers": peer_table,
         "targets": target_table,
         "fit": fit_table,
         "mnist": mnist_table,
