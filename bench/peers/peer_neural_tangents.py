@@ -1,0 +1,54 @@
+"""neural-tangents: each of its implementations, readout by readout, and of all readouts with their axis a diagonal."""
+
+import _serve
+import jax
+import jax.numpy as jnp
+import neural_tangents as nt
+import numpy as np
+
+
+def load(layers, readouts, x):
+    layers, readouts, x = jax.tree_util.tree_map(jnp.asarray, (layers, readouts, x))
+
+    def states(layers, x):
+        for w, b in layers:
+            x = jax.nn.relu(x @ w.T + b)
+            yield x
+
+    def readout(parameters, x):
+        layers, v = parameters
+        *_, last = states(layers, x)
+        return last @ v.T
+
+    def stacked(parameters, x):
+        layers, readouts = parameters
+        return jnp.stack([h @ v.T for h, v in zip(states(layers, x), readouts, strict=True)], 1)
+
+    ways = {}
+    for kind in nt.NtkImplementation:
+        how = {"trace_axes": (), "vmap_axes": 0, "implementation": kind}
+        apart = nt.empirical_ntk_fn(readout, **how)
+        together = nt.empirical_ntk_fn(stacked, diagonal_axes=(1,), **how)
+
+        def each(layers, readouts, x, kernel=apart):
+            return jnp.stack([kernel(x, None, (layers[: i + 1], v)) for i, v in enumerate(readouts)])
+
+        def at_once(layers, readouts, x, kernel=together):
+            return kernel(x, None, (layers, readouts))
+
+        # [L, x, x', i, j], and [x, x', L, i, j]
+        for where, function, order in (("", each, (0, 1, 3, 2, 4)), (" stacked", at_once, (2, 0, 3, 1, 4))):
+            compiled = jax.jit(function)
+
+            def call(compiled=compiled):
+                return jax.block_until_ready(compiled(layers, readouts, x))
+
+            def result(call=call, order=order):
+                return np.asarray(call()).transpose(order)
+
+            ways[f"neural-tangents {kind.name.lower().replace('_', '-')}{where}"] = call, result
+    return ways
+
+
+if __name__ == "__main__":
+    _serve.main(load)

@@ -1,0 +1,177 @@
+"""python bench/peers/run.py: time other libraries' tangent kernels beside nftk's; README.md here says how."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _machine
+
+HERE = Path(__file__).resolve().parent
+M, WIDTHS, D = 784, (256,) * 10, 10
+# by points: which peers run; the rest take too long, or too much memory
+PEERS = {32: ("nftk", "nngeometry", "neural_tangents"), 256: ("nftk", "nngeometry")}
+LEFT_OUT = {(256, "torch.func")}
+GOALS = {(32, "nngeometry"): 20, (256, "nngeometry"): 9, (32, "neural-tangents"): 50, (32, "torch.func"): 300}
+# enough of one way; what takes longer than this at once is timed once
+SECONDS = 60.0
+
+
+def environment(peer, folder):
+    """Return the Python of a peer's environment, made where it is not there yet."""
+    requirements = HERE / f"requirements-{peer.replace('_', '-')}.txt"
+    if not requirements.exists():
+        return sys.executable
+    where = folder / peer
+    python, stamp = where / "bin" / "python", where / "installed.txt"
+    if not stamp.exists() or stamp.read_text() != requirements.read_text():
+        print(f"making {where}", flush=True)
+        venv.create(where, clear=True, with_pip=True)
+        on_our_torch = peer == "nngeometry"
+        options = ["--no-deps"] if on_our_torch else []
+        subprocess.run([python, "-m", "pip", "install", "-q", *options, "-r", requirements], check=True)
+        if on_our_torch:
+            theirs = subprocess.run(
+                [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            (Path(theirs.stdout.strip()) / "nftk_environment.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        stamp.write_text(requirements.read_text())
+    return python
+
+
+class Peer:
+    """A process that holds a peer."""
+
+    def __init__(self, peer, folder, cores):
+        # jax has no other way to be told how many threads
+        self.process = subprocess.Popen(
+            [environment(peer, folder), HERE / f"peer_{peer}.py"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(len(cores))},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )  # fmt: skip
+
+    def ask(self, **asked):
+        print(json.dumps(asked), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.process.args[1]} ended: run it by hand to see why")
+        return json.loads(answer)
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def network(path, n):
+    """Weights as NFTKMLP draws them, with biases that are not 0, and inputs, as numpy arrays."""
+    rng, fan_in, arrays = np.random.default_rng(0), (M, *WIDTHS), {}
+    for i, (a, b) in enumerate(zip(fan_in, WIDTHS, strict=False)):
+        arrays |= {f"w{i}": rng.normal(0, (2 / a) ** 0.5, (b, a)), f"b{i}": rng.normal(0, 0.1, b)}
+        arrays[f"v{i}"] = rng.normal(0, b**-0.5, (D, b))
+    arrays["x"] = rng.normal(0, 1, (n, M))
+    np.savez(path, **{name: array.astype(np.float32) for name, array in arrays.items()})
+
+
+def compare(points, peers, rounds, folder):
+    """Rows of one number of points: the kernels agree first, then all ways in turn, round by round."""
+    ways, rows, truth = {}, {}, None
+    network(folder / "network.npz", points)
+    for name in PEERS[points]:
+        for way in peers[name].ask(do="load", path=str(folder / "network.npz"))["ways"]:
+            if (points, way) in LEFT_OUT:
+                continue
+            if way != "matmul-2048":
+                # the call that compiles, too
+                answer = peers[name].ask(do="save", way=way, path=str(folder / "kernels.npy"))
+                if "failed" in answer:
+                    rows[way] = {"points": points, "provider": way, **answer}
+                    print(f"{points} points, {way}: {answer['failed']}", flush=True)
+                    continue
+                found = np.load(folder / "kernels.npy")
+                truth = found if truth is None else truth
+                assert found.shape == truth.shape, f"{way}: {found.shape} instead of {truth.shape}"
+                off = float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+                assert off < 1e-5, f"{way} differs from nftk by {off:.1e}"
+                rows[way] = {"points": points, "provider": way, "difference": off}
+            else:
+                rows[way] = {"points": points, "provider": way}
+            ways[way] = peers[name]
+    times = {way: [] for way in ways}
+    for done in range(rounds):
+        for way, peer in ways.items():
+            if sum(filter(None, times[way])) < SECONDS or not done:
+                times[way].append(peer.ask(do="time", way=way, seconds=0.3)["seconds"])
+    for way, found in times.items():
+        ratios = [t / ours for t, ours in zip(found, times["nftk"], strict=False)]
+        low, middle, high = (1e3 * float(np.quantile(found, q)) for q in (0.2, 0.5, 0.8))
+        rows[way] |= {"ms_20": low, "ms_50": middle, "ms_80": high, "times": len(found)}
+        rows[way]["ratio_to_nftk"] = statistics.median(ratios)
+        print(f"{points} points, {way}: {middle:.1f} ms, {rows[way]['ratio_to_nftk']:.2f}x nftk", flush=True)
+    return list(rows.values())
+
+
+def targets(rows):
+    """The fastest way of each peer against what is promised."""
+    found = []
+    for (points, peer), goal in GOALS.items():
+        ratios = {
+            row["provider"]: row["ratio_to_nftk"]
+            for row in rows
+            if row["points"] == points and row["provider"].startswith(peer) and "ratio_to_nftk" in row
+        }
+        best = min(ratios, key=ratios.get, default=None)
+        value = ratios.get(best)
+        said = {"target": f"{points} points: >= {goal}x {peer}", "value": value, "met": value and value >= goal}
+        found.append(said | {"ours": "nftk", "theirs": best})
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores that all may use")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--points", type=int, nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--environments", type=Path, default=HERE / "environments", help="where they are, or are made")
+    parser.add_argument("--record", type=Path, default=HERE.parent / "results", help="folder for the record")
+    given = parser.parse_args()
+    cores = set(sorted(os.sched_getaffinity(0))[: given.threads])
+    names = dict.fromkeys(name for points in given.points for name in PEERS[points])
+    peers = {name: Peer(name, given.environments, cores) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [row for points in given.points for row in compare(points, peers, given.rounds, Path(folder))]
+    for peer in peers.values():
+        peer.end()
+    pins = [
+        line
+        for path in sorted(HERE.glob("requirements-*.txt"))
+        for line in path.read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    record = {
+        "op": "peers",
+        "case": "784-10x256-10",
+        "precision": "highest",
+        "shape": {"in_features": M, "hidden_features": WIDTHS, "out_features": D},
+        "rows": rows,
+        "targets": targets(rows),
+        "packages": pins,
+        "machine": _machine.machine("cpu") | {"threads": given.threads},
+    }
+    path = given.record / "cpu" / "peers_empirical_ntk.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
