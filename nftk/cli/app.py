@@ -17,6 +17,7 @@ import nftk
 from nftk.cli import evaluate as evaluating
 from nftk.cli import info as informing
 from nftk.cli import kernel as kerneling
+from nftk.cli import ridge as ridging
 from nftk.cli import train as training
 from nftk.cli.progress import Progress
 from nftk.cli.settings import PRESETS, Settings, SettingsError, constraint_config, hidden_features
@@ -201,6 +202,67 @@ def kernel(
 
 
 @app.command()
+def ridge(
+    data: Annotated[str | None, typer.Option(help="As for train; default digits, or those of --run.")] = None,
+    data_dir: DataDir = None,
+    kernel: Annotated[str, typer.Option(help="infinite (the limit of wide networks) or empirical.")] = "infinite",
+    run: Annotated[
+        Path | None, typer.Option(help="With --kernel empirical: a trained network; default: one before training.")
+    ] = None,
+    depth: Annotated[int, typer.Option(help="Layers, each with its kernel.")] = 10,
+    width: Annotated[int, typer.Option(help="Of an empirical kernel's layers.")] = 256,
+    activation: Annotated[str, typer.Option(help="As for train.")] = "relu",
+    ridge: Annotated[str, typer.Option(help="A number; or loo or gcv, which choose it.")] = "loo",
+    learn_omega: Annotated[bool, typer.Option("--learn-omega", help="Learn the weights of the layers.")] = False,
+    objective: Annotated[str, typer.Option(help="regularized or loo: what learning makes small.")] = "regularized",
+    constraint: Annotated[
+        str, typer.Option(help="Set of the squared weights: simplex, l1ball, groupsparse; nonnegative for loo.")
+    ] = "simplex",
+    normalize: Annotated[
+        str, typer.Option(help="trace: kernels of one size, so that none wins by its own; or none.")
+    ] = "trace",
+    per_class: Annotated[
+        bool, typer.Option("--per-class/--shared", help="Weights for each class, or the same for all.")
+    ] = True,
+    each_depth: Annotated[bool, typer.Option("--each-depth", help="Also each layer's kernel alone.")] = False,
+    limit: Annotated[int | None, typer.Option(help="So many training examples, drawn by --seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Of --limit and of a network before training.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for summary.json and omega.png; default: none.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit kernel ridge regression on the kernels of all layers, and learn which layer serves which class."""
+    request = ridging.Request(
+        data="" if data is None else data,
+        data_dir=data_dir,
+        kernel=kernel,
+        run=run,
+        depth=depth,
+        width=width,
+        activation=activation,
+        ridge=ridge,
+        learn_omega=learn_omega,
+        objective=objective,
+        constraint=constraint,
+        normalize=normalize,
+        per_class=per_class,
+        each_depth=each_depth,
+        limit=limit,
+        seed=seed,
+        threads=threads,
+        out=out,
+        overwrite=overwrite,
+        quiet=as_json,
+    )
+    result = _guarded(lambda: ridging.ridge(request))
+    if not as_json:
+        # a matrix, which omega.png shows better
+        result.pop("omega", None)
+    _report(result, as_json, "Kernel ridge regression" if out is None else f"Kernel ridge regression in {out}")
+
+
+@app.command()
 def info(as_json: Json = False) -> None:
     """Tell what runs here, and for what does not, why and what would mend it."""
     _report(_guarded(informing.info), as_json, "nftk")
@@ -262,5 +324,13 @@ def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, dict):
             rows += _rows(value, f"{prefix}{name} ")
         elif value is not None:
-            rows.append((prefix + name, f"{value:.4f}" if isinstance(value, float) else str(value)))
+            rows.append((prefix + name, _shown(value)))
     return rows
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.3g}"
+    if isinstance(value, list) and all(isinstance(entry, float) for entry in value):
+        return ", ".join(f"{entry:.4g}" for entry in value)
+    return str(value)

@@ -92,7 +92,8 @@ def select(op: str, gram: Gram, y: Tensor, criterion: str, ridges: Sequence[floa
         gram: The training kernel.
         y: Targets less the offset, ``(n, d)``.
         criterion: ``"loo"`` or ``"gcv"``.
-        ridges: To choose from; None for all between 1e-12 and 10 times the largest eigenvalue.
+        ridges: To choose from; None for all between rounding (where the kernel interpolates) and 10 times the largest
+            eigenvalue.
 
     Returns:
         The selection, and the coefficients at the best ridge ``(n, d)``.
@@ -114,7 +115,8 @@ def select(op: str, gram: Gram, y: Tensor, criterion: str, ridges: Sequence[floa
     if not finite:
         raise ValueError(f"nftk.{op}: ridges must hold one with a finite error, got {[ridge for ridge, _ in found]}")
     best = min(finite, key=lambda pair: pair[1])[0]
-    if len(found) > 1 and best in (found[0][0], found[-1][0]):
+    at_end = best == found[-1][0] or (best == found[0][0] and ridges is not None)
+    if len(found) > 1 and at_end:
         side = "smallest" if best == found[0][0] else "largest"
         warnings.warn(
             f"nftk.{op}: the best ridge by {criterion!r} is {best:.3g}, the {side} that was tried; "
