@@ -171,8 +171,27 @@ def test_another_computation_is_not_mixed_in(run, tmp_path, monkeypatch, many_ti
         refused = call(run, "--out", out, *options, *change)
         assert refused.exit_code == 2
         assert "must be finished with the network, inputs and settings it was begun with" in refused.stderr
+    other = tmp_path / "other-run"
+    arguments = [
+        "train",
+        "--out",
+        str(other),
+        "--depth",
+        "3",
+        "--width",
+        "24",
+        "--epochs",
+        "1",
+        "--seed",
+        "1",
+        "--json",
+    ]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert "it was begun with" in call(other, "--out", out, *options).stderr
     # the budget is no part of the result: the tiles are those that were begun
     assert json.loads(call(run, "--out", out, "--limit", 150, "--json").stdout)["tiles_found_done"] == 4
+    assert call(run, "--out", tmp_path / "whole", *options).exit_code == 0
+    assert out.read_bytes() == (tmp_path / "whole").read_bytes()
     with monkeypatch.context() as patched:
         interrupt_after(patched, 5)
         assert call(run, "--out", tmp_path / "other", *options).exit_code == 130

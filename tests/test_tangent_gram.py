@@ -105,7 +105,10 @@ def test_outputs(small, form):
 
 def test_outputs_are_handed_to_the_kernel_in_runs(cuda):
     s, a, b = make_inputs((5, 4, 3, (2, 3, 4)))
+    # one run backward, one of the same, and two runs
     places = [(2, 1, 0), (0, 0), (1,)]
+    assert error(op(s, a, b, outputs=places, backend="cuda"), truth_of(s, a, b, "full", places)) < 1e-6
+    places = [(0, 0, 2), (2, 1), (1,)]
     assert error(op(s, a, b, outputs=places, backend="cuda"), truth_of(s, a, b, "full", places)) < 1e-6
 
 

@@ -45,8 +45,8 @@ def scratch_bytes(form: str, d: int, terms: int, itemsize: int, device: str) -> 
     rows, columns = tile_sizes(form, d, device)
     across = columns * (d if form == "full" else 1)
     down = rows * (1 if form == "trace" else d)
-    # the product, its sum, a copy of the sum to be mirrored, and the factors of all terms
-    return itemsize * across * (3 * down + rows * terms)
+    # the product, its sum, a copy of the sum to be mirrored, and the factors of all terms where they are copied
+    return itemsize * across * (3 * down + (rows * terms if form == "full" else 0))
 
 
 def memory_shape(form: str, size: int, n1: int, n2: int, d: int) -> tuple[int, ...]:
