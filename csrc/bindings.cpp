@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "layer_recursion.h"
 #include "tangent_gram.h"
 #include "tangent_gram_cpu.h"
 #include "vector_width.h"
@@ -114,6 +115,51 @@ void mirror(const py::buffer& object, std::array<int64_t, 2> rows, std::array<in
     throw py::type_error("nftk._C.mirror: x must be float32 or float64");
 }
 
+// In the order of LayerRecursionEntry.
+using RecursionEntry = std::tuple<int, int64_t, double, double, double, double, double, double, double>;
+
+template <class T>
+void layer_recursion_of(std::vector<nftk::RecursionLayer> layers, uintptr_t gap, std::array<int64_t, 2> gap_strides,
+                        std::array<int64_t, 2> sizes, uintptr_t rows1, uintptr_t rows2, uintptr_t out,
+                        std::array<int64_t, 3> out_strides, uintptr_t weights, int64_t outputs, bool tangent,
+                        bool symmetric, int threads, nftk::VectorWidth width) {
+  nftk::LayerRecursion<T> call{};
+  call.layers = std::move(layers);
+  call.gap = reinterpret_cast<const T*>(gap), call.gap_stride = gap_strides[0];
+  call.n1 = sizes[0], call.n2 = sizes[1];
+  call.rows1 = reinterpret_cast<const T*>(rows1), call.rows2 = reinterpret_cast<const T*>(rows2);
+  call.out = reinterpret_cast<T*>(out), call.out_stride = out_strides[0], call.out_row = out_strides[1];
+  call.weights = reinterpret_cast<const double*>(weights), call.outputs = outputs;
+  call.tangent = tangent, call.symmetric = symmetric, call.threads = threads;
+  const py::gil_scoped_release release;
+  nftk::layer_recursion(call, width);
+}
+
+void layer_recursion(const std::vector<RecursionEntry>& entries, uintptr_t gap, std::array<int64_t, 2> gap_strides,
+                     std::array<int64_t, 2> sizes, uintptr_t rows1, uintptr_t rows2, uintptr_t out,
+                     std::array<int64_t, 3> out_strides, uintptr_t weights, int64_t outputs, bool tangent,
+                     bool symmetric, const std::string& number, int threads, const std::string& vectors) {
+  std::vector<nftk::RecursionLayer> layers;
+  for (const auto& [kind, order, slope, w, b, own_weight, own_bias, r, own_readout] : entries) {
+    check(0 <= kind && kind <= static_cast<int>(nftk::RecursionKind::series), "layer_recursion: kind is unknown");
+    check(order >= 0, "layer_recursion: order must be at least 0");
+    layers.push_back({static_cast<nftk::RecursionKind>(kind), order, slope, w, b, own_weight, own_bias, r, own_readout});
+  }
+  check(sizes[0] >= 0 && sizes[1] >= 0, "layer_recursion: sizes must be at least 0");
+  if (sizes[0] == 0 || sizes[1] == 0 || layers.empty()) return;
+  check(gap && rows1 && rows2 && out, "layer_recursion: tensors must have memory, got address 0");
+  check((gap_strides[1] == 1 || sizes[1] == 1) && (out_strides[2] == 1 || sizes[1] == 1),
+        "layer_recursion: columns must lie next to each other");
+  check(!symmetric || sizes[0] == sizes[1], "layer_recursion: symmetric must go with as many rows as columns");
+  const nftk::VectorWidth width = vector_width(vectors);
+  const auto run = number == "float32"   ? layer_recursion_of<float>
+                   : number == "float64" ? layer_recursion_of<double>
+                                         : nullptr;
+  check(run != nullptr, "layer_recursion: number must be float32 or float64");
+  run(std::move(layers), gap, gap_strides, sizes, rows1, rows2, out, out_strides, weights, outputs, tangent, symmetric,
+      threads, width);
+}
+
 #ifdef NFTK_CUDA
 // In the order of TangentGramEntry; a count that is wrong is a TypeError of pybind11's.
 using Strides2 = std::array<int64_t, 2>;
@@ -200,6 +246,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("scale_add", &scale_add, arg("out"), arg("product"), arg("s"), arg("first_row"), arg("last_row"), py::kw_only(),
         arg("accumulate"), arg("vectors") = "auto");
   m.def("mirror", &mirror, arg("x"), arg("rows"), arg("cols"));
+  m.def("layer_recursion", &layer_recursion, arg("layers"), py::kw_only(), arg("gap"), arg("gap_strides"), arg("sizes"),
+        arg("rows1"), arg("rows2"), arg("out"), arg("out_strides"), arg("weights"), arg("outputs"), arg("tangent"),
+        arg("symmetric"), arg("number"), arg("threads"), arg("vectors") = "auto");
 #ifdef NFTK_CUDA
   m.def("tangent_gram", &tangent_gram, arg("entries"), py::kw_only(), arg("out"), arg("out_strides"), arg("sizes"),
         arg("outputs"), arg("form"), arg("symmetric"), arg("accumulate"), arg("number"), arg("precision"),

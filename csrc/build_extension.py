@@ -319,7 +319,8 @@ def _ninja_file(
 
     level = ["-O0", "-g"] if debug else ["-O3"]
     common = ["-std=c++17", *level]
-    host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"]
+    # a square root that may set errno is a call, and no loop around it becomes one of vectors
+    host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread", "-fno-math-errno"]
     python = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
     cxx = [*compiler, *common, *host, *shlex.split(env.get("CXXFLAGS", ""))]
     sources = sorted(SOURCE.glob("*.cpp"))

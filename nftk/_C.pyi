@@ -49,6 +49,42 @@ def scale_add(
 def mirror(x: Buffer, rows: tuple[int, int], cols: tuple[int, int]) -> None:
     """Write a tile of the upper triangle of a square matrix below the diagonal too; one thread."""
 
+# a layer of csrc/layer_recursion.h in its order
+LayerRecursionEntry = tuple[
+    int,  # kind, as in nftk.ops.duals.KINDS
+    int,  # order
+    float,  # slope
+    float,  # weight_var
+    float,  # bias_var
+    float,  # own_weight
+    float,  # own_bias
+    float,  # readout_var
+    float,  # own_readout
+]
+
+def layer_recursion(
+    layers: Sequence[LayerRecursionEntry],
+    *,
+    gap: int,
+    gap_strides: Sequence[int],
+    sizes: Sequence[int],
+    rows1: int,
+    rows2: int,
+    out: int,
+    out_strides: Sequence[int],
+    weights: int,
+    outputs: int,
+    tangent: bool,
+    symmetric: bool,
+    number: Literal["float32", "float64"],
+    threads: int,
+    vectors: Literal["auto", "baseline", "avx2", "avx512"] = "auto",
+) -> None:
+    """Run csrc/layer_recursion.h's function; tensors are addresses, strides are counted in elements.
+
+    weights are float64 and contiguous, (outputs, layers), or 0 for every layer's own matrix.
+    """
+
 def tangent_gram(
     entries: Sequence[TangentGramEntry],
     *,

@@ -4,7 +4,7 @@ from nftk import constraints, data, ops, reference, regression, tangent
 from nftk.interpret import plot_omega
 from nftk.modules import NFTKMLP
 from nftk.regression import KernelRidge, MultipleKernelRidge, kernel_prediction
-from nftk.tangent import LayerKernels, empirical_ntk
+from nftk.tangent import LayerKernels, empirical_ntk, infinite_ntk
 from nftk.training import History, evaluate, fit
 
 __version__ = "0.1.0.dev0"
@@ -19,6 +19,7 @@ __all__ = [
     "empirical_ntk",
     "evaluate",
     "fit",
+    "infinite_ntk",
     "kernel_prediction",
     "ops",
     "plot_omega",

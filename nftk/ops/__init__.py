@@ -1,8 +1,10 @@
 """The accelerated operations, as functions of plain tensors; ``nftk.reference`` has their definitions."""
 
+from nftk.ops.cosine_gap import cosine_gap
 from nftk.ops.explain import explain
+from nftk.ops.layer_recursion import RecursionLayer, layer_recursion
 from nftk.ops.network import network
 from nftk.ops.readout import readout
 from nftk.ops.tangent_gram import tangent_gram
 
-__all__ = ["explain", "network", "readout", "tangent_gram"]
+__all__ = ["RecursionLayer", "cosine_gap", "explain", "layer_recursion", "network", "readout", "tangent_gram"]

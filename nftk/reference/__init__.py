@@ -5,6 +5,7 @@ arXiv 2110.04945). They run in the dtype of their inputs; give them float64 and 
 """
 
 from nftk.reference.empirical_ntk import empirical_ntk_reference
+from nftk.reference.infinite_ntk import infinite_ntk_reference
 from nftk.reference.network import (
     hidden_states_reference,
     network_reference,
@@ -16,6 +17,7 @@ from nftk.reference.tangent_gram import tangent_gram_reference
 __all__ = [
     "empirical_ntk_reference",
     "hidden_states_reference",
+    "infinite_ntk_reference",
     "network_reference",
     "readouts_reference",
     "tangent_gram_reference",

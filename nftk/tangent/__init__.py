@@ -2,6 +2,7 @@
 
 from nftk.tangent.diagnostics import Drift, Spectrum, alignment, drift, effective_rank, spectrum
 from nftk.tangent.empirical_ntk import empirical_ntk, self_kernels
+from nftk.tangent.infinite_ntk import arguments_for, infinite_ntk, series_error
 from nftk.tangent.layer_kernels import LayerKernels
 
 __all__ = [
@@ -9,9 +10,12 @@ __all__ = [
     "LayerKernels",
     "Spectrum",
     "alignment",
+    "arguments_for",
     "drift",
     "effective_rank",
     "empirical_ntk",
+    "infinite_ntk",
     "self_kernels",
+    "series_error",
     "spectrum",
 ]
