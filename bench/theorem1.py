@@ -52,9 +52,7 @@ def infinite(x: Tensor, x_test: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
 def one(width: int, seed: int, x: Tensor, y: Tensor, x_test: Tensor, limits: dict, proximal: float) -> dict:
     """Train one network; errors of the four kernels, and how far its kernels are from the limits."""
     torch.manual_seed(1000 * seed + width)
-    model = nftk.NFTKMLP(
-        FEATURES, [width] * DEPTH, OUTPUTS, parameterization="ntk", omega_init=OMEGA, constraint=None
-    )
+    model = nftk.NFTKMLP(FEATURES, [width] * DEPTH, OUTPUTS, parameterization="ntk", omega_init=OMEGA, constraint=None)
     model.omega.requires_grad_(False)
     trained = copy.deepcopy(model)
     ridge = ridge_from_proximal(proximal, TRAIN)
@@ -115,7 +113,9 @@ def measure(widths: tuple[int, ...], seeds: int = SEEDS) -> dict:
     slopes = {}
     for kind in kinds:
         values = torch.tensor(means[kind]).double().log()
-        slopes[kind] = float(((logs - logs.mean()) * (values - values.mean())).sum() / (logs - logs.mean()).square().sum())
+        slopes[kind] = float(
+            ((logs - logs.mean()) * (values - values.mean())).sum() / (logs - logs.mean()).square().sum()
+        )
     return {
         "forms_apart": float(apart),
         "proximal": proximal,

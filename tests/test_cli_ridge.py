@@ -59,8 +59,6 @@ def test_numbers_are_those_of_the_library():
 
 
 def test_infinite_kernel():
-    if not hasattr(nftk.tangent, "infinite_ntk"):
-        pytest.skip("infinite_ntk is not there yet")
     done = call("--depth", 3, "--limit", 200, "--learn-omega", "--shared", "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)

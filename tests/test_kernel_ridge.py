@@ -158,6 +158,21 @@ def test_raw_inputs_with_a_callable():
         nftk.KernelRidge(kernel=lambda a, b: "no").fit(x, y)
 
 
+@pytest.mark.parametrize("omega", [None, [0.5, 1.0, 0.2], [[0.5, 1.0, 0.2]] * 3, [[1.0, 0, 0], [0, 1, 1], [0.3, 1, 2]]])
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_infinite_kernels(omega, solver):
+    x, y, x_test = draw(20, 4), draw(20, 3, seed=1), draw(5, 4, seed=2)
+    k, k_test = nftk.infinite_ntk(x, depth=3), nftk.infinite_ntk(x_test, x, depth=3)
+    used = [3**-0.5] * 3 if omega is None else omega
+    want = nftk.KernelRidge(0.1, omega=used).fit(k, y).predict(k_test)
+    ridge = nftk.KernelRidge(0.1, "infinite", omega=omega, solver=solver, tolerance=1e-12).fit(x, y)
+    torch.testing.assert_close(ridge.predict(x_test), want, rtol=1e-7, atol=1e-9)
+    deeper = nftk.KernelRidge(0.1, "infinite", kernel_params={"depth": 5, "activation": "erf"}).fit(x, y)
+    assert deeper.omega_.shape == (5,)
+    with pytest.raises(ValueError, match="omega must have 3 rows, one a class or column of y, got 2"):
+        nftk.KernelRidge(0.1, "infinite", omega=[[1.0, 1.0, 1.0]] * 2).fit(x, y)
+
+
 def test_test_examples_in_tiles(monkeypatch):
     x, y, x_test = draw(20, 3), draw(20, 2, seed=1), draw(9, 3, seed=2)
     ridge = nftk.KernelRidge(0.1, kernel=rbf).fit(x, y)
@@ -454,14 +469,15 @@ def several(a, b):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["infinite", several], ids=["infinite", "callable"])
 @pytest.mark.parametrize("task", ["auto", "classification", "regression"])
-def test_estimator_checks(task):
+def test_estimator_checks(task, kernel):
     """All checks of scikit-learn's pass; what it skips needs pandas, or its array API switched on."""
     from sklearn.utils.estimator_checks import check_estimator
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's own data are hard on purpose
-        found = check_estimator(nftk.KernelRidge(0.1, kernel=several, task=task), on_fail=None, on_skip=None)
+        found = check_estimator(nftk.KernelRidge(0.1, kernel=kernel, task=task), on_fail=None, on_skip=None)
     assert len(found) > 40
     assert [(r["check_name"], r["exception"]) for r in found if r["status"] not in ("passed", "skipped")] == []
     assert len([r for r in found if r["status"] == "skipped"]) <= 2

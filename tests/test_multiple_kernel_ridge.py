@@ -237,6 +237,9 @@ def test_predictions_are_those_of_kernel_ridge(data):
     test = nftk.LayerKernels(k_test, tuple("abcd"), "scalar")
     torch.testing.assert_close(learned.predict(k_test), plain.predict(test))
     torch.testing.assert_close(nftk.MultipleKernelRidge(0.1).fit(layered, y).predict(test), learned.predict(k_test))
+    infinite = nftk.MultipleKernelRidge(0.1, kernel="infinite", kernel_params={"depth": 2}).fit(x, y)
+    k2 = nftk.infinite_ntk(x, depth=2)
+    torch.testing.assert_close(infinite.omega_, nftk.MultipleKernelRidge(0.1).fit(k2, y).omega_)
     raw = nftk.MultipleKernelRidge(0.1, kernel=kernels).fit(x, y)
     torch.testing.assert_close(raw.predict(x_test), learned.predict(k_test))
     np.testing.assert_allclose(raw.predict(x_test.numpy()), learned.predict(k_test).numpy())
@@ -429,11 +432,12 @@ def test_errors_before_fit_and_of_outputs(data):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["infinite", kernels], ids=["infinite", "callable"])
 @pytest.mark.parametrize("task", ["auto", "classification", "regression"])
-def test_estimator_checks(task):
+def test_estimator_checks(task, kernel):
     """All checks of scikit-learn's pass; what it skips needs pandas, or its array API switched on."""
     checks = pytest.importorskip("sklearn.utils.estimator_checks", reason="scikit-learn is an optional package")
-    estimator = nftk.MultipleKernelRidge(0.1, kernel=kernels, task=task)
+    estimator = nftk.MultipleKernelRidge(0.1, kernel=kernel, task=task)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's own data are hard on purpose
         found = checks.check_estimator(estimator, on_fail=None, on_skip=None)

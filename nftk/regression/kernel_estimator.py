@@ -10,6 +10,7 @@ from torch import Tensor
 from nftk._checks import check_choice, check_tensor
 from nftk.regression.estimator import Estimator
 from nftk.regression.gram import Gram, check_symmetric, from_layers, from_tensor, lazy
+from nftk.tangent.infinite_ntk import infinite_ntk
 from nftk.tangent.layer_kernels import LayerKernels
 
 Kernel = LayerKernels | Tensor
@@ -153,10 +154,7 @@ class KernelEstimator(Estimator):
         """The kernel of raw inputs; x2 None: of x1 with itself."""
         settings = dict(self.kernel_params or {})
         if self.kernel == "infinite":
-            from nftk.tangent import infinite_ntk
-
-            made: LayerKernels = infinite_ntk(x1, x2, **{"depth": DEPTH, **settings})
-            return made
+            return self._infinite(x1, x2, {"depth": DEPTH, **settings})
         assert callable(self.kernel)
         found = self.kernel(x1, x1 if x2 is None else x2, **settings)
         if isinstance(found, LayerKernels):
@@ -176,6 +174,10 @@ class KernelEstimator(Estimator):
             )
         return k
 
+    def _infinite(self, x1: Tensor, x2: Tensor | None, settings: dict[str, Any]) -> Kernel:
+        """The infinite-width kernels of every layer."""
+        return infinite_ntk(x1, x2, **settings)
+
     def _gram(self, k: Kernel) -> Gram:
         """A kernel as the fitted Omega has it."""
         if isinstance(k, LayerKernels):
@@ -186,7 +188,7 @@ class KernelEstimator(Estimator):
                     f"[d, {len(k)}], got None"
                 )
             return from_layers(self._op, k, torch.ones(1) if omega is None else omega)
-        if self.omega_ is not None:
+        if self.omega_ is not None and self.kernel != "infinite":
             shape = list(k.shape)
             raise ValueError(f"nftk.{self._op}: omega must be None where the kernel is a tensor, got one for {shape}")
         return from_tensor(self._op, "X" if self.kernel == "precomputed" else "what kernel returns", k)

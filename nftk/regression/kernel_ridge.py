@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from nftk._checks import check_choice, check_number
-from nftk.regression.kernel_estimator import KernelChoice, KernelEstimator, as_omega
+from nftk.regression.kernel_estimator import Kernel, KernelChoice, KernelEstimator, as_omega
 from nftk.regression.selection import Selection, select
 from nftk.regression.solve import Solution, solve
+from nftk.tangent.infinite_ntk import infinite_ntk
 from nftk.tangent.plan import check_budget
 
 _SOLVERS = ("auto", "cholesky", "cg")
@@ -126,6 +127,11 @@ class KernelRidge(KernelEstimator):
         gram = self._lazy() if kernel is None else self._gram(kernel)
         target = self._targets(y, gram.shape[0], gram.device)
         self._checked(gram, target)
+        if self.omega_ is not None and self.omega_.ndim == 2 and len(self.omega_) != target.shape[1]:
+            raise ValueError(
+                f"nftk.{self._op}: omega must have {target.shape[1]} rows, one a class or column of y, got "
+                f"{len(self.omega_)}"
+            )
         f_0 = self._offset(offset, target)
         self._shifted = f_0 is not None
         target = target if f_0 is None else target - f_0
@@ -150,11 +156,21 @@ class KernelRidge(KernelEstimator):
         self.iterations_, self.residual_ = solution.iterations, solution.residual
         return self
 
+    def _infinite(self, x1: Tensor, x2: Tensor | None, settings: dict[str, Any]) -> Kernel:
+        """The weighted sum alone, one an output where Omega differs: no layer's kernel is held."""
+        assert self.omega_ is not None
+        weights = self.omega_.square()
+        if weights.ndim == 2 and bool((weights == weights[0]).all()):
+            weights = weights[0]
+        blocks = infinite_ntk(x1, x2, weights=weights, **settings).blocks
+        return blocks[0] if weights.ndim == 1 else blocks
+
     def _in_tiles(self, n: int) -> bool:
         """Whether the kernel of n raw inputs is better never held: it, and its factor, would not fit."""
         if self.solver != "auto":
             return self.solver == "cg"
-        need = 8 * n * n * (2 + self._depth())
+        held = 1 if self.omega_ is None or self.omega_.ndim == 1 else len(self.omega_)
+        need = 8 * n * n * (2 + held)
         return not isinstance(self.ridge, str) and need > check_budget(self.memory_budget, self._x.device, self._op)
 
     def _check_settings(self) -> None:
