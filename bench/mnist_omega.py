@@ -3,8 +3,8 @@
     NFTK_DATA=... python bench/mnist_omega.py [--seeds 0 1 2] [--train 5000] [--learn-on 1000] [--record FILE]
 
 The training images are drawn by the seed; the test set is whole. Kernels have one size (normalize="trace"). Whatever is
-chosen (Omega, and the ridge of every candidate, by exact leave-one-out) is chosen on the first --learn-on of the training
-images alone, and then all of them are fitted. The test set chooses nothing.
+chosen (Omega, and the ridge of every candidate, by exact leave-one-out) is chosen on the first --learn-on of the
+training images alone, and then all of them are fitted. The test set chooses nothing.
 """
 
 import argparse

@@ -113,9 +113,8 @@ def measure(widths: tuple[int, ...], seeds: int = SEEDS) -> dict:
     slopes = {}
     for kind in kinds:
         values = torch.tensor(means[kind]).double().log()
-        slopes[kind] = float(
-            ((logs - logs.mean()) * (values - values.mean())).sum() / (logs - logs.mean()).square().sum()
-        )
+        centred = logs - logs.mean()
+        slopes[kind] = float((centred * values).sum() / centred.square().sum())
     return {
         "forms_apart": float(apart),
         "proximal": proximal,
