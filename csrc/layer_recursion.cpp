@@ -51,8 +51,9 @@ template <> struct Format<float> {
   static constexpr uint32_t sign = 0x80000000u;
   static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, magic = 12582912.0f;
   static constexpr float lowest = -87.0f;
-  // asin(s) / s in t = s^2 <= 1/2, through Chebyshev's nodes: relative error 2.6e-9
-  static constexpr float asin_ratio[] = {1.0000000016226233603f, 0.16666614237824285502f,  0.075027573163524040342f,
+  // asin(s) / s in t = s^2 <= 1/2, through Chebyshev's nodes: relative error 2.6e-9;
+  // the first is 1 and taken apart
+  static constexpr float asin_ratio[] = {1.0f, 0.16666614237824285502f,  0.075027573163524040342f,
                          0.044091616733716873477f, 0.035814239284011770615f, -0.0070205791522944753065f,
                          0.10740002130174646693f,  -0.13591627123984387904f, 0.12391349490512974724f};
 };
@@ -63,7 +64,7 @@ template <> struct Format<double> {
                           ln2_low = 1.90821492927058770002e-10, magic = 6755399441055744.0;
   static constexpr double lowest = -708.0;
   // relative error 2.0e-17
-  static constexpr double asin_ratio[] = {1.0000000000000000116,     0.16666666666664986917, 0.075000000004018160935,
+  static constexpr double asin_ratio[] = {1.0,     0.16666666666664986917, 0.075000000004018160935,
                           0.044642856762615003393,   0.030381963396751828528, 0.022371584779320352979,
                           0.017364281439103528205,   0.013803445895891979809, 0.013191002571753903599,
                           -0.0026015378482996879209, 0.078716113570021266284, -0.29687054306898242672,
@@ -113,27 +114,30 @@ template <class T, int bytes> struct Loops {
   static NFTK_INLINE inline V cosine_of(V gap) { return with_sign(1 - size_of(gap), gap); }
   static NFTK_INLINE inline V gap_of(V cosine) { return with_sign(at_least_0(1 - size_of(cosine)), cosine); }
 
-  // asin(s) / s, s^2 = t; even and odd powers apart: two chains that do not wait for each other
-  static NFTK_INLINE inline V asin_ratio(V t) {
+  // asin(s) / s - 1, s^2 = t; even and odd powers apart: two chains that do not wait for each other
+  static NFTK_INLINE inline V asin_ratio_minus1(V t) {
     constexpr int degree = sizeof(F::asin_ratio) / sizeof(T) - 1;  // even
     const V t2 = t * t;
     V even = all(F::asin_ratio[degree]), odd = all(F::asin_ratio[degree - 1]);
-    for (int k = degree - 2; k >= 0; k -= 2) {
+    for (int k = degree - 2; k >= 2; k -= 2) {
       even = even * t2 + F::asin_ratio[k];
-      if (k > 0) odd = odd * t2 + F::asin_ratio[k - 1];
+      odd = odd * t2 + F::asin_ratio[k - 1];
     }
-    return even + t * odd;
+    return t * (odd + t * even);
   }
+  static NFTK_INLINE inline V asin_ratio(V t) { return 1 + asin_ratio_minus1(t); }
 
   struct Angle {
     V angle, sine, cosine;
+    V bend;  // sine - angle cosine, to relative precision
   };
   // Acute angle of a gap without its sign; exact to rounding at both ends.
   static NFTK_INLINE inline Angle acute(V size) {
     const V square = size * (2 - size), sine = root(square), cosine = 1 - size, cosine2 = cosine * cosine;
     const M small = square <= cosine2;
-    const V arc = (small ? sine : cosine) * asin_ratio(small ? square : cosine2);
-    return {small ? arc : T(pi / 2) - arc, sine, cosine};
+    const V rest = asin_ratio_minus1(small ? square : cosine2), side = small ? sine : cosine, arc = side + side * rest;
+    const V angle = small ? arc : T(pi / 2) - arc;
+    return {angle, sine, cosine, small ? sine * (size + rest * size - rest) : sine - angle * cosine};
   }
 
   struct Exp {
@@ -182,7 +186,7 @@ template <class T, int bytes> struct Loops {
     const V size = size_of(gap), rho2 = load(x.row.columns + x.c);
     const M below = negative(gap);
     const Angle a = acute(size);
-    const V bent = h * (a.sine - a.angle * a.cosine);
+    const V bent = h * a.bend;
     const V up = ((below ? high - s * size : own * size) - bent) * inverse, down = (low + s * size + bent) * inverse;
     const M still_below = below & (bent < s * a.cosine);
     const V turned = below ? s + h * a.angle : own - h * a.angle;

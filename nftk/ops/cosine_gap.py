@@ -49,8 +49,8 @@ def cosine_gap(x1: Tensor, x2: Tensor | None = None) -> Tensor:
         check_same(_OP, "device", x1=x1, x2=x2)
     u1 = directions(x1)[0]
     u2 = u1 if x2 is None else directions(x2)[0]
-    with precisions.full_precision(u1):
-        gram = u1 @ u2.mT
+    with precisions.full_precision(x1):
+        gram = u1.to(x1.dtype) @ u2.to(x1.dtype).mT
     gap = from_gram(gram, u1, u2)
     if x2 is not None:
         return gap
@@ -60,7 +60,7 @@ def cosine_gap(x1: Tensor, x2: Tensor | None = None) -> Tensor:
 
 
 def directions(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x / |x|, 0 for 0, and |x| in float64; norms that float64 itself cannot square included."""
+    """Return x / |x|, 0 for 0, and |x|, in float64; norms that float64 itself cannot square included."""
     wide = x.double()
     largest = wide.abs().amax(1, keepdim=True) if x.shape[1] else wide.new_zeros(len(x), 1)
     # a power of two, so that nothing is rounded
@@ -69,11 +69,14 @@ def directions(x: Tensor) -> tuple[Tensor, Tensor]:
     ).detach()
     scaled = wide / scale
     norms = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return (scaled / torch.where(norms > 0, norms, 1.0)).to(x.dtype), (norms * scale)[:, 0]
+    return scaled / torch.where(norms > 0, norms, 1.0), (norms * scale)[:, 0]
 
 
 def from_gram(gram: Tensor, u1: Tensor, u2: Tensor, upper: bool = False) -> Tensor:
-    """Turn the Gram matrix of directions into gaps; in place unless it has a graph. upper: only above the diagonal."""
+    """Turn the Gram matrix of directions, which are float64 themselves, into gaps; in place unless it has a graph.
+
+    upper: Of one set of examples, and only the upper triangle will be read.
+    """
     tracked = gram.requires_grad and torch.is_grad_enabled()
     cos = gram if tracked else gram.detach()
     near = cos.detach().abs() > 1 - NEAR[gram.dtype]
@@ -81,9 +84,12 @@ def from_gram(gram: Tensor, u1: Tensor, u2: Tensor, upper: bool = False) -> Tens
     out = torch.where(cos.signbit(), -1 - cos, 1 - cos) if tracked else _plain_(gram)
     for rows in where.split(max(1, _CHUNK // max(u1.shape[1], 1))):
         i, j = rows[:, 0], rows[:, 1]
-        sign = torch.where(out.detach()[i, j].signbit(), -1.0, 1.0).to(u1.dtype)
-        value = 0.5 * (u1[i] - sign[:, None] * u2[j]).square().sum(1) * sign
+        sign = torch.where(out.detach()[i, j].signbit(), -1.0, 1.0).double()
+        value = (0.5 * (u1[i] - sign[:, None] * u2[j]).square().sum(1) * sign).to(out.dtype)
         out = out.index_put((i, j), value) if tracked else out.index_put_((i, j), value)
+    if upper:
+        own = out.diagonal()
+        own.copy_(torch.where(own < 0.5, 0.0, own))
     return out
 
 

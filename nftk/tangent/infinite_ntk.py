@@ -54,27 +54,27 @@ def infinite_ntk(
         \Theta_l = r_l^2 (\Lambda_l + \dot\Lambda_l T_l)
 
     What :func:`nftk.empirical_ntk` of an NFTKMLP comes to as its widths grow: Theta_l times the identity of size d. In
-    the standard parameterisation, whose kernel grows with the widths, T_l takes n_{l-1} Lambda_{l-1} + 1 for Sigma_l, and
-    Theta_l n_l Lambda_l for r_l^2 Lambda_l. :func:`nftk.tangent.arguments_for` gives the arguments of a network.
+    the standard parameterisation, whose kernel grows with the widths, T_l takes n_{l-1} Lambda_{l-1} + 1 for Sigma_l,
+    and Theta_l n_l Lambda_l for r_l^2 Lambda_l. :func:`nftk.tangent.arguments_for` gives the arguments of a network.
 
     Args:
         x1: First inputs, ``(n1, m)``, float32 or float64.
         x2: Second inputs, ``(n2, m)``. None: the first; half of the work, and the result is exactly symmetric.
         depth: L, hidden layers.
         activation: phi, or L of them. In closed form: relu, leaky_relu, erf, identity, sin, gelu, and
-            ``torch.nn.LeakyReLU(slope)`` with any slope. Others (tanh, silu, elu, callables on tensors): a Hermite series
-            with ``order`` terms, whose coefficients are integrals in one dimension; see ``order``.
+            ``torch.nn.LeakyReLU(slope)`` with any slope. Others (tanh, silu, elu, callables on tensors): a Hermite
+            series with ``order`` terms, whose coefficients are integrals in one dimension; see ``order``.
         weight_var: s_l^2: entries of W_l have variance s_l^2 / n_{l-1}. A number or one a layer; above 0.
         bias_var: b_l^2, likewise; 0 or above.
         readout_var: r_l^2: entries of V_l have variance r_l^2 / n_l. A number or one a layer; above 0.
         parameterization: ``"ntk"`` or ``"standard"``.
         widths: n_1 .. n_L, for "standard" alone.
         bias: Whether there are biases in "standard", where they count even if they start at 0.
-        weights: ``(L,)`` or ``(k, L)``: only the k weighted sums of the layers are formed, and no layer is stored. As they
-            stand: give omega squared for the kernel of f.
+        weights: ``(L,)`` or ``(k, L)``: only the k weighted sums of the layers are formed, and no layer is stored. As
+            they stand: give omega squared for the kernel of f.
         get: ``"ntk"``: Theta. ``"nngp"``: the covariances r_l^2 Lambda_l of the readouts.
-        order: Terms of a series. Equal and opposite examples are exact whatever it is; elsewhere what it leaves out is at
-            most the share of E[phi^2] and E[phi'^2] beyond it, of which a warning tells from 1e-3 on
+        order: Terms of a series. Equal and opposite examples are exact whatever it is; elsewhere what it leaves out is
+            at most the share of E[phi^2] and E[phi'^2] beyond it, of which a warning tells from 1e-3 on
             (:func:`nftk.tangent.series_error` tells it always). Corners and large inputs want more terms.
         out: Where to write: a tensor or numpy array of the shape and dtype of the result's ``blocks``, rows contiguous.
         backend: ``"auto"``, ``"cpp"``, ``"triton"`` or ``"torch"``; see :func:`nftk.ops.layer_recursion`.
@@ -96,8 +96,8 @@ def infinite_ntk(
         The result, and numbers of each example: 4 to 7 a layer, 2 (order + 2) with a series.
 
     References:
-        Jacot et al., Neural tangent kernel, NeurIPS 2018, arXiv 1806.07572; Alemohammad et al., NFT-K, ICASSP 2022, arXiv
-        2110.04945, theorem 1; Cho and Saul, Kernel methods for deep learning, NeurIPS 2009; Williams, Computing with
+        Jacot et al., Neural tangent kernel, NeurIPS 2018, arXiv 1806.07572; Alemohammad et al., NFT-K, ICASSP 2022,
+        arXiv 2110.04945, theorem 1; Cho and Saul, Kernel methods for deep learning, NeurIPS 2009; Williams, Computing with
         infinite networks, NeurIPS 1996; Tsuchida et al., Avoiding kernel fixed points, AAAI 2021, arXiv 2002.08517.
 
     Example:
@@ -153,8 +153,8 @@ def _compute(
     u2, norms2 = (u1, norms1) if x2 is None else directions(x2)
     # the angles go where the last kernel will be, so that nothing of this size is held beside the result
     gap = blocks[-1] if count else x1.new_empty(shape[1:])
-    with precisions.full_precision(u1):
-        torch.mm(u1, u2.mT, out=gap)
+    with precisions.full_precision(x1):
+        torch.mm(u1.to(x1.dtype), u2.to(x1.dtype).mT, out=gap)
     from_gram(gap, u1, u2, upper=x2 is None)
     rows1, tail = rows_of(norms1 / root, layers)
     rows2, tail2 = (rows1, tail) if x2 is None else rows_of(norms2 / root, layers)
@@ -166,7 +166,7 @@ def _warn(tail: float, layers: list[RecursionLayer]) -> None:
     if tail > _TAIL:
         order = max(p.dual.order for p in layers)
         warnings.warn(
-            f"nftk.{_OP}: a series of order {order} leaves out up to {tail:.1e} of a kernel; a larger order leaves less",
+            f"nftk.{_OP}: a series of order {order} leaves out up to {tail:.1e} of a kernel; more terms leave less",
             stacklevel=4,
         )
 
@@ -179,7 +179,7 @@ def series_error(x: Tensor, **arguments: Any) -> float:
         **arguments: Those of :func:`nftk.infinite_ntk`: depth, activation, variances, order.
 
     Returns:
-        The largest share of E[phi^2] or E[phi'^2] beyond the series' terms, over inputs and layers; 0 with closed forms.
+        The largest share of E[phi^2] or E[phi'^2] beyond the series' terms, over inputs and layers; 0 in closed form.
         An error of E[phi phi] is at most that times the roots of what the two examples have with themselves.
 
     Example:
@@ -199,8 +199,8 @@ def series_error(x: Tensor, **arguments: Any) -> float:
 def arguments_for(model: NFTKMLP) -> dict[str, Any]:
     """Arguments of :func:`nftk.infinite_ntk` for what a network is at its start, as its widths grow.
 
-    In the standard parameterisation W and V are drawn from Xavier's normal distribution, variance 2 / (fan_in + fan_out):
-    weight_var is 2 n_{l-1} / (n_{l-1} + n_l), readout_var 2 n_l / (n_l + d).
+    In the standard parameterisation W and V are drawn from Xavier's normal distribution, of variance
+    2 / (fan_in + fan_out): weight_var is 2 n_{l-1} / (n_{l-1} + n_l), readout_var 2 n_l / (n_l + d).
 
     Args:
         model: The network; its present parameters do not count.
@@ -337,4 +337,5 @@ def _given(out: Any, shape: tuple[int, ...], x: Tensor) -> Tensor:
     check_same(_OP, "device", x1=x, out=target)
     if target.numel() and target.stride(2) != 1:
         raise ValueError(f"nftk.{_OP}: out must have contiguous rows, got strides {list(target.stride())}")
-    return target  # type: ignore[no-any-return]
+    assert isinstance(target, Tensor)
+    return target
