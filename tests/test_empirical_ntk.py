@@ -568,6 +568,9 @@ def refusals():
         "softmax": (
             nn.Sequential(linear, nn.Softmax(1), nn.Linear(4, 2)), NotImplementedError, "fixed function of each entry",
         ),
+        "over the batch": (
+            nftk.NFTKMLP(4, [4], 2, activation=lambda g: g - g.mean(0)), NotImplementedError, "fixed function of each",
+        ),
         "chance": (nn.Sequential(linear, noise, nn.Linear(4, 2)), NotImplementedError, "fixed function of each entry"),
         "last activation": (nn.Sequential(linear, relu), NotImplementedError, "must end with its last nn.Linear"),
         "convolution": (nn.Sequential(nn.Conv1d(1, 1, 1), linear), NotImplementedError, "0 must be nn.Linear"),

@@ -77,8 +77,8 @@ def costs(chain: Chain, request: Request) -> Costs:
         deltas.append(size * d * sum(inner))
         walks.append(2 * d * sum(n * later for n, later in zip(inner, inner[1:], strict=False)))
     forward = 2 * sum(n * later for n, later in zip(widths, widths[1:], strict=False))
-    # h and phi', of which the last layer's g is alive beside them for a moment, and all f_l
-    states = 2 * sum(widths) + max(widths) + (len(depths) * chain.out_features if request.include_omega else 0)
+    # h_l and phi', of which the last layer's g is alive beside them for a moment, and all f_l
+    states = 2 * sum(widths[1:]) + max(widths) + (len(depths) * chain.out_features if request.include_omega else 0)
     # of a pair: a Gram matrix a layer, its factor where that is another matrix, and diagonals where outputs differ
     grams = 2 * len(widths) + (chain.out_features if request.include_omega else 0)
     if request.normalize is not None or request.weights is not None:
