@@ -319,7 +319,7 @@ MEMORY = {
     "normalised": ((40, [64] * 4, 10), 300, {"normalize": "joint"}, 10 << 20),
     "grams": ((3, [4] * 8, 1), 700, {"reduction": "trace"}, 3 << 20),
     "grams, weighted": ((3, [4] * 8, 1), 700, {"reduction": "diagonal", "weights": [1.0] * 8}, 3 << 20),
-    "states": ((500, [300, 20], 3), 700, {"reduction": "sum_logits"}, 3 << 20),
+    "states": ((5, [2000], 3), 200, {"reduction": "sum_logits"}, 3 << 20),
 }
 
 
