@@ -73,9 +73,16 @@ def directions(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_gram(gram: Tensor, u1: Tensor, u2: Tensor, upper: bool = False) -> Tensor:
-    """Turn the Gram matrix of directions, which are float64 themselves, into gaps; in place unless it has a graph.
+    """Turn the Gram matrix of directions, themselves in float64, into gaps; in place unless it has a graph.
 
-    upper: Of one set of examples, and only the upper triangle will be read.
+    Args:
+        gram: Their Gram matrix, ``(n1, n2)``, in the dtype of the result.
+        u1: First directions, ``(n1, m)``.
+        u2: Second directions, ``(n2, m)``.
+        upper: Whether both are one, and only the upper triangle will be read.
+
+    Returns:
+        The gaps, ``(n1, n2)``.
     """
     tracked = gram.requires_grad and torch.is_grad_enabled()
     cos = gram if tracked else gram.detach()
