@@ -87,47 +87,38 @@ def costs(chain: Chain, request: Request) -> Costs:
     return Costs(size * states, tuple(deltas), tuple(walks), forward, 2 * sum(widths), size * grams, fixed)
 
 
-def make_plan(cost: Costs, n1: int, n2: int, *, symmetric: bool, may_group: bool, budget: int, op: str) -> Plan:
-    """The plan with the fewest operations repeated whose memory stays under the budget, or ValueError."""
+def make_plan(
+    cost: Costs, n1: int, n2: int, *, symmetric: bool, sides_differ: bool, may_group: bool, budget: int, op: str
+) -> Plan:
+    """The plan with the fewest operations done twice whose memory stays under the budget, or ValueError."""
+    # with sides_differ rows and columns have tangents of their own even where the examples are the same
+    n1, n2 = max(n1, 1), max(n2, 1)
+    walked_apart = not symmetric or sides_differ
+    pairs = n1 * n2 * (0.5 if symmetric else 1.0)
     best: tuple[float, Plan] | None = None
-    functions = len(cost.delta_bytes)
     least = None
-    for count in range(1, functions + 1) if may_group else (1,):
+    for count in range(1, len(cost.delta_bytes) + 1) if may_group else (1,):
         groups = _split(cost.delta_bytes, count)
-        held = [cost.state_bytes + sum(cost.delta_bytes[a:b]) for a, b in groups]
-        most = max(held)
-        for columns in _COLUMNS:
-            if columns >= 2 * max(n2, 1):
-                continue
-            columns = min(columns, max(n2, 1))
-            # rows r, columns c: most (r + c) + grams r c + fixed <= budget
-            room = budget - cost.fixed_bytes - most * columns
-            need = most + cost.gram_bytes * columns
-            least = min(filter(None, (least, cost.fixed_bytes + most * columns + need)))
-            rows = room // need if room > 0 else 0
-            if rows < 1:
-                continue
-            rows = min(rows, max(n1, 1))
-            if symmetric and rows < n1:
-                if rows < columns:
+        each = cost.state_bytes + max(sum(cost.delta_bytes[a:b]) for a, b in groups)
+        walks = sum(sum(cost.walk_flops[a:b]) + cost.forward_flops for a, b in groups)
+        for columns in sorted({min(c, n2) for c in _COLUMNS}):
+            whole = cost.fixed_bytes + each * (n1 + columns * walked_apart) + cost.gram_bytes * n1 * columns
+            smallest = cost.fixed_bytes + each * (1 + columns) + cost.gram_bytes * columns
+            least = min(smallest, whole, least or whole)
+            if whole <= budget:
+                rows, again, size = n1, n2 if walked_apart else 0, whole
+            else:
+                rows = (budget - cost.fixed_bytes - each * columns) // (each + cost.gram_bytes * columns)
+                # columns that are among the rows held are taken from there, so blocks of rows are whole columns
+                rows = min(rows - rows % columns if symmetric else rows, n1)
+                if rows < 1:
                     continue
-                rows -= rows % columns
-            passes = -(-n1 // rows)
-            # columns that are not among the rows held are walked again for every block of rows
-            again = (
-                (n2 * passes * (0.5 if symmetric else 1.0) - (n1 / 2 if symmetric else 0))
-                if passes > 1
-                else (0 if symmetric else n2)
-            )
-            walks = sum(sum(cost.walk_flops[a:b]) + cost.forward_flops for a, b in groups)
-            pairs = n1 * n2 * (0.5 if symmetric else 1.0)
-            # small pieces are slower by themselves
-            work = (n1 + max(again, 0)) * walks * (1 + 8 / columns) + pairs * cost.gram_flops * len(groups)
-            plan = Plan(
-                groups, rows, columns, cost.fixed_bytes + most * (rows + columns) + cost.gram_bytes * rows * columns
-            )
+                again = -(-n1 // rows) * n2 // (2 if symmetric else 1)
+                size = cost.fixed_bytes + each * (rows + columns) + cost.gram_bytes * rows * columns
+            # narrow columns are slower by themselves
+            work = (n1 + again) * walks * (1 + 8 / columns) + pairs * cost.gram_flops * len(groups)
             if best is None or work < best[0]:
-                best = work, plan
+                best = work, Plan(groups, rows, columns, size)
     if best is None:
         raise ValueError(f"nftk.{op}: memory_budget must be at least {least} bytes for this network, got {budget}")
     return best[1]

@@ -52,12 +52,19 @@ class Sweep:
         cost = costs(chain, request)
         # the sum of all blocks needs them all at once: a tile is written once, and can be written again
         may_group = self._apart and not self.one_output
-        self.plan = plan or make_plan(
-            cost, self.n1, self.n2, symmetric=self.symmetric, may_group=may_group, budget=budget, op=op
-        )
-        self._scales: tuple[Tensor | None, Tensor | None] = (None, None)
         # of a negative weight one side has the sign
         self._sides_differ = request.weights is not None and min(request.weights) < 0
+        self.plan = plan or make_plan(
+            cost,
+            self.n1,
+            self.n2,
+            symmetric=self.symmetric,
+            sides_differ=self._sides_differ,
+            may_group=may_group,
+            budget=budget,
+            op=op,
+        )
+        self._scales: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @property
     def symmetric(self) -> bool:
