@@ -5,8 +5,8 @@ the kernel d times an iteration, and lives on the CPU; falkon's solver is for in
 another preconditioner and its own kernel classes.
 """
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from torch import Tensor
 Product = Callable[[Tensor], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
-class Preconditioner:
+class Preconditioner(NamedTuple):
     """P = U diag((values + rho) / (least + rho)) U^T + (I - U U^T), of which the inverse square root is applied."""
 
     vectors: Tensor  # [n, r]

@@ -1,7 +1,7 @@
 """Projected gradient descent over a set of matrices eta, with a line search that never goes up."""
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ Value = Callable[[Tensor], tuple[float, Tensor]]
 ENOUGH, CUT, SMALLEST = 1e-4, 0.25, 1e-14
 
 
-@dataclasses.dataclass(frozen=True)
-class Descent:
+class Descent(NamedTuple):
     """Where it ended.
 
     Attributes:

@@ -15,7 +15,7 @@ Form = Literal["shared", "by_output", "joint"]
 TILE = 512
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Gram:
     """Kernel of n1 with n2 examples: one matrix for all outputs, one an output, or one of outputs and examples.
 

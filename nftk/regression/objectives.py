@@ -1,7 +1,7 @@
 """The two objectives of learning eta = omega^2, with their gradients."""
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from nftk.regression.solve import cholesky
 from nftk.tangent.layer_kernels import LayerKernels
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """Targets that share one row of eta, and the L matrices it weighs.
 
     Attributes:

@@ -1,9 +1,9 @@
 """Choosing the ridge by exact leave-one-out or generalised cross-validation, from one eigendecomposition."""
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from nftk.regression.solve import KernelWarning
 GRID, REFINEMENTS = 49, 30
 
 
-@dataclasses.dataclass(frozen=True)
-class Spectra:
+class Spectra(NamedTuple):
     """Eigendecompositions of a training kernel and the targets in their bases: all that any ridge needs.
 
     Attributes:
@@ -69,8 +68,7 @@ class Spectra:
         return float((alpha.square().sum((1, 2)) / mean.square()).sum() / examples)
 
 
-@dataclasses.dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """What a search of the ridge found.
 
     Attributes:

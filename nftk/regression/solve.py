@@ -1,7 +1,7 @@
 """Solving (K + rho I) alpha = y: Cholesky in float64 with a reported jitter, or block conjugate gradients."""
 
-import dataclasses
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ class KernelWarning(RuntimeWarning):
     """A kernel that had to be mended, or a system too ill-conditioned for its digits to mean much."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Solution:
+class Solution(NamedTuple):
     """Coefficients and what is known of how they were found, one entry a matrix.
 
     Attributes:

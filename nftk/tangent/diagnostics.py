@@ -1,7 +1,6 @@
 """Numbers that say what a layer's kernel is like: alignment with the targets, rank, spectrum, drift."""
 
-import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,8 +102,7 @@ def effective_rank(k: Kernels, kind: Literal["entropy", "participation"] = "entr
     return torch.where(total[..., 0] > 0, torch.special.entr(share).sum(-1).exp(), total[..., 0])
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(NamedTuple):
     """Eigenvalues of kernels and how they fall.
 
     Attributes:
@@ -157,8 +155,7 @@ def spectrum(k: Kernels, *, first: int = 2, last: int | None = None) -> Spectrum
     return Spectrum(values, torch.where(count >= 3, -slope, torch.nan), count)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Drift:
+class Drift(NamedTuple):
     """How far each layer's kernel has moved between two checkpoints, ``(L,)``, float64.
 
     Attributes:
