@@ -1,5 +1,6 @@
 """nftk kernel: the file it leaves, and what is left when it is cut off at any moment."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 import nftk
 from nftk.cli.app import app
 from nftk.data import load_data
-from nftk.tangent import kernel_file, resumable
+from nftk.tangent import file_memory, kernel_file, resumable
 
 pytest.importorskip("sklearn", reason="needs scikit-learn for the digits")
 
@@ -215,11 +216,82 @@ def test_a_damaged_beginning_is_begun_anew(run, tmp_path):
 
 
 def test_no_room(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(resumable.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file_memory.os, "posix_fallocate", full)
     refused = call(run, "--out", tmp_path / "k", "--limit", 20)
     assert refused.exit_code == 2
-    assert "must have room for 4800 bytes, got 100 free" in refused.stderr
+    assert "must have room for 4800 bytes, got No space left on device" in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "another", "gone"])
+def test_a_damaged_partial_file_is_begun_anew(run, tmp_path, monkeypatch, many_tiles, damage):
+    out, partial = tmp_path / "k", tmp_path / "k.partial"
+    options = ("--limit", 150, "--memory-budget", 1, "--json")
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 7)
+        assert call(run, "--out", out, *options).exit_code == 130
+    if damage == "gone":
+        partial.unlink()
+    elif damage == "another":
+        partial.write_bytes(bytes(partial.stat().st_size))
+    else:
+        os.truncate(partial, partial.stat().st_size // 4 if damage == "truncated" else 0)
+    assert json.loads(call(run, "--out", out, *options).stdout)["tiles_found_done"] == 0
+    whole = tmp_path / "whole"
+    assert call(run, "--out", whole, *options).exit_code == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_overwrite_resumes_its_own_and_replaces_at_the_end(run, tmp_path, monkeypatch, many_tiles):
+    out = tmp_path / "k"
+    out.write_text("the old one")
+    options = ("--limit", 150, "--memory-budget", 1, "--overwrite", "--json")
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 7)
+        assert call(run, "--out", out, *options).exit_code == 130
+    assert out.read_text() == "the old one"
+    assert json.loads(call(run, "--out", out, *options).stdout)["tiles_found_done"] == 6
+    nftk.LayerKernels.load(out)
+
+
+def test_killed_after_the_file_got_its_name(run, tmp_path, monkeypatch, many_tiles):
+    out = tmp_path / "k"
+    with monkeypatch.context() as patched:
+        patched.setattr(resumable, "_sync_folder", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call(run, "--out", out, "--limit", 20).exit_code == 130
+    assert (tmp_path / "k.partial.tiles").exists()
+    assert call(run, "--out", out, "--limit", 20, "--overwrite").exit_code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["k"]
+
+
+def test_links_are_followed_and_the_run_is_safe(run, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert call(run, "--out", tmp_path / "link", "--limit", 5).exit_code == 0
+    assert (tmp_path / "link").is_symlink()
+    nftk.LayerKernels.load(tmp_path / "target")
+    refused = call(run, "--out", run / "model.safetensors", "--limit", 5, "--overwrite")
+    assert refused.exit_code == 2
+    assert "--out must not be a file of the run itself" in refused.stderr
+    nftk.NFTKMLP.load(run / "model.safetensors")
+
+
+def test_a_lock_on_a_file_that_is_gone_is_no_lock(tmp_path, monkeypatch):
+    """Another process finishes, and removes the journal, between the opening and the lock of this one."""
+    journal, flock, calls = tmp_path / "k.partial.tiles", resumable.fcntl.flock, []
+
+    def late(file, how):
+        calls.append(how)
+        if len(calls) == 1:
+            journal.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(resumable.fcntl, "flock", late)
+    with resumable._locked(journal) as notes:
+        assert os.path.samestat(os.fstat(notes.fileno()), journal.stat())
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(
@@ -267,8 +339,10 @@ def test_the_file_is_what_safetensors_reads(tmp_path):
     from safetensors import safe_open
 
     header = kernel_file.describe(("a",), "trace", None, False)
-    kernel_file.create(tmp_path / "k", (1, 2, 3), torch.float64, header)
-    memory = kernel_file.open_memory(tmp_path / "k")
+    what = ((1, 2, 3), torch.float64, header)
+    file_memory.create(tmp_path / "k", *what)
+    assert file_memory.is_as_created(tmp_path / "k", *what)
+    memory = file_memory.open_memory(tmp_path / "k", *what)
     memory[:] = 7
     memory.flush()
     with safe_open(str(tmp_path / "k"), framework="pt") as file:

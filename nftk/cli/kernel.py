@@ -51,12 +51,15 @@ def kernel(
     if out.is_dir() or not out.parent.is_dir():
         raise SettingsError(f"nftk: --out must be a file in a folder that exists, got {out}")
     if out.exists() and not overwrite:
+        # before anything is read; it is asked again where nobody else can write
         raise SettingsError(f"nftk: --out must not be there yet, got {out}; --overwrite replaces it")
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"nftk: --device must be one that torch finds here, got {device!r}: {error}") from None
     trained = load_run(run, data, data_dir)
+    if out.resolve() in (trained.file.resolve(), trained.file.resolve().parent / "config.json"):
+        raise SettingsError(f"nftk: --out must not be a file of the run itself, got {out}")
     model = trained.model.to(place, _DTYPES[dtype])
 
     def inputs(part: str) -> torch.Tensor:
@@ -78,7 +81,7 @@ def kernel(
             request,
             out,
             budget=budget,
-            restart=overwrite,
+            overwrite=overwrite,
             progress=None if quiet else Line(),
             op="kernel",
         )

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,14 @@ from typing import IO, Any
 
 import torch
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from nftk.tangent.chain import Chain
-from nftk.tangent.kernel_file import create, describe, open_memory
+from nftk.tangent.file_memory import create, is_as_created, open_memory
+from nftk.tangent.kernel_file import describe
 from nftk.tangent.plan import Plan, Tile
 from nftk.tangent.request import Request
 from nftk.tangent.sweep import Sweep
@@ -48,7 +55,7 @@ def compute_to_file(
     path: Path,
     *,
     budget: int,
-    restart: bool = False,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     op: str,
 ) -> Written:
@@ -62,9 +69,9 @@ def compute_to_file(
         x1: First inputs.
         x2: Second inputs, or None.
         request: What is asked for.
-        path: The file, which must not be there.
+        path: The file.
         budget: Bytes of memory.
-        restart: Whether to forget what was begun.
+        overwrite: Whether to replace the file, and to forget what was begun of another kernel.
         progress: Called with the pairs of examples done and all of them.
         op: Name for messages.
 
@@ -74,26 +81,34 @@ def compute_to_file(
     Raises:
         OtherKernelError: If what was begun there is of another network, other inputs or other settings; if another
             process is at it.
-        ValueError: If the folder has no room.
+        ValueError: If the file is there already, or its folder has no room.
     """
+    path = path.resolve()
     partial, journal = (path.with_name(path.name + suffix) for suffix in (".partial", ".partial.tiles"))
     identity = _identity(chain, x1, x2, request)
     with _locked(journal) as notes:
-        if restart:
-            notes.truncate(0)
         begun = _read(notes)
-        if begun is not None and begun[0] != identity:
-            raise OtherKernelError(
-                f"nftk: {path} must be finished with the network, inputs and settings it was begun with, got others; "
-                f"give them again, or --overwrite"
-            )
-        sweep = Sweep(chain, x1, x2, request, budget=budget, op=op, plan=begun[1] if begun else None)
-        if begun is None or not partial.exists():
+        if begun is not None and not partial.exists():
+            # killed after the last step but one: the file has its name, only these notes were left
             begun = None
-            _begin(sweep, partial, notes, identity)
+            notes.truncate(0)
+        if path.exists() and not overwrite:
+            raise ValueError(f"nftk: --out must not be there yet, got {path}; --overwrite replaces it")
+        if begun is not None and begun[0] != identity:
+            if not overwrite:
+                raise OtherKernelError(
+                    f"nftk: {path} must be finished with the network, inputs and settings it was begun with, got "
+                    "others; give them again, or --overwrite"
+                )
+            begun = None
+        sweep = Sweep(chain, x1, x2, request, budget=budget, op=op, plan=begun[1] if begun else None)
+        header = describe(sweep.names, request.reduction, request.normalize, sweep.symmetric)
+        if begun is None or not is_as_created(partial, sweep.memory_shape(), x1.dtype, header):
+            begun = None
+            _begin(sweep, partial, notes, identity, header)
         done = begun[2] if begun else set()
         tiles = sweep.tiles()
-        memory = open_memory(partial)
+        memory = open_memory(partial, sweep.memory_shape(), x1.dtype, header)
         note = _Notes(memory, notes, progress)
         try:
             sweep.run(torch.from_numpy(memory), done, note)
@@ -101,8 +116,17 @@ def compute_to_file(
             note.flush()
         checksum = sha256(partial)
         os.replace(partial, path)
+        _sync_folder(path.parent)
         journal.unlink()
     return Written(path, checksum, tuple(sweep.memory_shape()), sweep.names, len(tiles), len(done))
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256(path: Path) -> str:
@@ -139,15 +163,17 @@ class _Notes:
         self.last = time.monotonic()
 
 
-def _begin(sweep: Sweep, partial: Path, notes: IO[str], identity: str) -> None:
+def _begin(sweep: Sweep, partial: Path, notes: IO[str], identity: str, header: str) -> None:
     notes.truncate(0)
-    request = sweep.request
-    size = sweep.x1.element_size() * torch.Size(sweep.memory_shape()).numel()
-    free = shutil.disk_usage(partial.parent).free + (partial.stat().st_size if partial.exists() else 0)
-    if size > free:
-        raise ValueError(f"nftk: {partial.parent} must have room for {size} bytes, got {free} free")
-    header = describe(sweep.names, request.reduction, request.normalize, sweep.symmetric)
-    create(partial, sweep.memory_shape(), sweep.x1.dtype, header)
+    partial.unlink(missing_ok=True)
+    try:
+        create(partial, sweep.memory_shape(), sweep.x1.dtype, header)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        size = sweep.x1.element_size() * math.prod(sweep.memory_shape())
+        raise ValueError(f"nftk: {partial.parent} must have room for {size} bytes, got {error.strerror}") from None
     notes.write(json.dumps({"identity": identity, "plan": dataclasses.asdict(sweep.plan)}) + "\n")
     notes.flush()
     os.fsync(notes.fileno())
@@ -192,17 +218,24 @@ def _identity(chain: Chain, x1: torch.Tensor, x2: torch.Tensor | None, request: 
 @contextlib.contextmanager
 def _locked(journal: Path) -> Iterator[IO[str]]:
     """The journal, open, and held against other processes."""
-    import fcntl
-
+    if fcntl is None:
+        raise NotImplementedError("nftk: nftk kernel must run where files can be locked (Linux, macOS), got neither")
     if not journal.parent.is_dir():
         raise ValueError(f"nftk: {journal.parent} must be a folder that exists, got none")
-    with journal.open("a+", encoding="utf-8", newline="\n") as file:
+    while True:
+        file = journal.open("a+", encoding="utf-8", newline="\n")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
+            file.close()
             raise OtherKernelError(
                 f"nftk: {journal} must be free, got another process that writes this kernel"
             ) from None
+        # one that has just finished may have removed the file that was opened here
+        if journal.exists() and os.path.samestat(os.fstat(file.fileno()), journal.stat()):
+            break
+        file.close()
+    with file:
         try:
             yield file
         finally:
