@@ -457,6 +457,36 @@ def test_progress(capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "phi", ["gelu", nn.Mish(), nn.LeakyReLU(0.2, inplace=True), nn.Hardtanh(inplace=True)], ids=str
+)
+def test_inference_mode_and_functions_in_place(phi):
+    model = nftk.NFTKMLP(4, [8, 6], 3, activation=phi, dtype=torch.float64)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    k = ntk(model, x)
+    truth = jacobian_kernel(OneReadout(model, 1), x, x)
+    assert error(k.blocks[1], truth) < 1e-12
+    with torch.inference_mode():
+        assert torch.equal(ntk(model, x).blocks, k.blocks)
+        assert torch.equal(ntk(model, x.clone()).blocks, k.blocks)
+
+
+def test_autocast_changes_nothing():
+    model, x = make_model("relu", torch.float32), torch.randn(5, 5)
+    want, own = ntk(model, x).blocks, nftk.tangent.self_kernels(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ntk(model, x).blocks, want)
+        assert torch.equal(nftk.tangent.self_kernels(model, x), own)
+        assert error(ntk(model, x, differentiable=True).blocks, want) < 1e-6
+
+
+def test_many_outputs_of_few_examples_take_little_memory():
+    model = nftk.NFTKMLP(3, [4, 5], 1000, dtype=torch.float64)
+    x = torch.randn(2, 3, dtype=torch.float64)
+    k = ntk(model, x, reduction="diagonal", memory_budget=10 << 20)
+    assert error(k.blocks.sum(-1), ntk(model, x, reduction="trace").blocks) < 1e-13
+
+
 def test_threads_can_share_a_model():
     model = make_model("relu")
     x = inputs(model)[0]
@@ -557,6 +587,8 @@ def refusals():
     broken = nftk.NFTKMLP(4, [4], 2)
     broken.omega.data[0, 0] = torch.nan
     relu, noise = nn.ReLU(), nn.RReLU()
+    replaced = nn.Sequential(nn.Linear(4, 2))
+    replaced[0].forward = lambda x: 0 * x[:, :2]
     return {
         "dropout": (nftk.NFTKMLP(4, [4], 2, dropout=0.5), ValueError, "must be in eval mode, got dropout 0.5"),
         "dropout of torch": (nn.Sequential(linear, relu, nn.Dropout(), linear), ValueError, "must be in eval mode"),
@@ -571,6 +603,15 @@ def refusals():
         "over the batch": (
             nftk.NFTKMLP(4, [4], 2, activation=lambda g: g - g.mean(0)), NotImplementedError, "fixed function of each",
         ),
+        "a gate": (
+            nftk.NFTKMLP(4, [6], 2, activation=lambda g: torch.cat((g[..., :3] * g[..., 3:], g[..., 3:]), -1)),
+            NotImplementedError, "fixed function of each",
+        ),
+        "a flip": (nftk.NFTKMLP(4, [5], 2, activation=lambda g: g.flip(-1)), NotImplementedError, "fixed function of"),
+        "batch norm": (
+            nn.Sequential(linear, nn.BatchNorm1d(4, affine=False), relu, nn.Linear(4, 2)), ValueError, "in eval mode",
+        ),
+        "another forward": (replaced, NotImplementedError, "must have the forward of its class"),
         "chance": (nn.Sequential(linear, noise, nn.Linear(4, 2)), NotImplementedError, "fixed function of each entry"),
         "last activation": (nn.Sequential(linear, relu), NotImplementedError, "must end with its last nn.Linear"),
         "convolution": (nn.Sequential(nn.Conv1d(1, 1, 1), linear), NotImplementedError, "0 must be nn.Linear"),

@@ -99,7 +99,7 @@ def mnist_plan(budget, n1=5_000, n2=None, **keywords):
     chain = detached(*prepare(MNIST, torch.zeros(1, 784), None, "test"))[0]
     request = make_request(**keywords)
     may_group = request.per == "layer" and not request.one_output
-    cost = costs(chain, request)
+    cost = costs(chain, request, n1, n2 or n1)
     found = make_plan(
         cost, n1, n2 or n1, symmetric=n2 is None, sides_differ=False, may_group=may_group, budget=budget, op="test"
     )  # fmt: skip

@@ -124,9 +124,10 @@ def value_and_slope(activation: Activation, g: Tensor) -> tuple[Tensor, Tensor]:
         h = activation.function(g)
         return h, activation.gradient(torch.ones_like(g), g if activation.in_place is None else h)
     create = torch.is_grad_enabled() and g.requires_grad
-    with torch.enable_grad():
-        point = g if create else g.detach().requires_grad_()
-        h = activation.function(point)
+    # a clone, because a tensor of inference mode has no gradients and an in-place function may not change a leaf
+    with torch.inference_mode(False), torch.enable_grad():
+        point = g if create else g.detach().clone().requires_grad_()
+        h = activation.function(point.clone())
         if not h.requires_grad:
             # constant, as a sign or a step is for autograd
             return h, torch.zeros_like(g)

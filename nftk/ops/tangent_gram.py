@@ -124,7 +124,8 @@ def _run(
     if plain and not (precision == "highest" and precisions.torch_would_round(s[0])):
         d, n1, n2 = a[0].shape[2], *s[0].shape
         shape = torch_form.memory_shape(form, size, n1, n2, d)
-        return torch_form.formula(_terms(s, a, a if b is None else b, places), form, symmetric, shape, s[0])
+        with torch.autocast(s[0].device.type, enabled=False):
+            return torch_form.formula(_terms(s, a, a if b is None else b, places), form, symmetric, shape, s[0])
     settings = (tuple(map(tuple, places)), size, form, symmetric, precision, backend)
     memory: Tensor = _TangentGram.apply(settings, *s, *a, *(() if b is None else b))  # type: ignore[no-untyped-call]
     return memory
@@ -228,7 +229,8 @@ class _TangentGram(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         places, _, form, symmetric, precision, _ = ctx.settings
         s, a, b = _split(ctx.saved_tensors, len(places))
-        with precisions.full_precision(grad) if precision == "highest" else contextlib.nullcontext():
+        exact = precisions.full_precision(grad) if precision == "highest" else contextlib.nullcontext()
+        with exact, torch.autocast(grad.device.type, enabled=False):
             if symmetric:
                 grad = torch_form.folded(grad, form)
             found = torch_form.gradients(grad, _terms(s, a, a if symmetric else b, places), form)
@@ -272,6 +274,8 @@ def _places(outputs: Any, slices: list[int]) -> list[tuple[int, ...]]:
     if outputs is None:
         return [tuple(range(max(slices) - p, max(slices))) for p in slices]
     check_list(_OP, "outputs", outputs)
+    for t, where in enumerate(outputs):
+        check_list(_OP, f"outputs[{t}]", where)
     if [len(where) for where in outputs] != slices:
         got = [len(where) for where in outputs]
         raise ValueError(f"nftk.{_OP}: outputs must name one output a slice, {slices} of them, got {got}")

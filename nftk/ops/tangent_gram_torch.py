@@ -36,13 +36,15 @@ class Identity(NamedTuple):
 def tile_sizes(form: str, d: int, device: str) -> tuple[int, int]:
     """How many examples of the first and of the second batch a tile takes."""
     rows, columns = (_TILE if form == "full" else _TILE_TRACE)["cpu" if device == "cpu" else "cuda"]
-    each = d if form == "full" else 1
+    # a tile of d outputs is no larger than one of a single one
+    each = {"full": d, "trace": 1, "diagonal": math.isqrt(d)}[form]
     return max(rows // each, 1), max(columns // each, 1)
 
 
-def scratch_bytes(form: str, d: int, terms: int, itemsize: int, device: str) -> int:
+def scratch_bytes(form: str, n1: int, n2: int, d: int, terms: int, itemsize: int, device: str) -> int:
     """Bytes that :func:`fill` takes beyond its inputs and its output, at most."""
     rows, columns = tile_sizes(form, d, device)
+    rows, columns = min(rows, n1), min(columns, n2)
     across = columns * (d if form == "full" else 1)
     down = rows * (1 if form == "trace" else d)
     # the product, its sum, a copy of the sum to be mirrored, and the factors of all terms where they are copied

@@ -1,5 +1,6 @@
 """What the tangent kernel has to know of a network: linear layers one after the other, and readouts on their states."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -140,6 +141,8 @@ def _of_mlp(model: nn.Module, op: str) -> Chain:
         elif isinstance(module, nn.Dropout | nn.AlphaDropout):
             if module.training and module.p > 0:
                 raise ValueError(f"nftk.{op}: model must be in eval mode, got {module} in training mode at {name}")
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and (module.training or module.running_mean is None):
+            raise ValueError(f"nftk.{op}: model must be in eval mode, got {module} at {name}, which looks at its batch")
         elif isinstance(module, nn.Flatten) and not linears and (module.start_dim, module.end_dim) == (1, -1):
             flattens = True
         elif isinstance(module, nn.Linear) or not linears:
@@ -177,6 +180,10 @@ def _leaves(model: nn.Module, op: str, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _check_hooks(model: nn.Module, op: str) -> None:
+    if "forward" in model.__dict__:
+        raise NotImplementedError(
+            f"nftk.{op}: model must have the forward of its class, got another one set on {type(model).__name__}"
+        )
     if model._forward_hooks or model._forward_pre_hooks or parametrize.is_parametrized(model):
         raise NotImplementedError(f"nftk.{op}: model must have no hooks or parametrizations, got some on {model}")
 
@@ -212,17 +219,24 @@ def _check_parameters(model: nn.Module, chain: Chain, op: str) -> None:
 
 def _check_elementwise(layer: Layer, op: str) -> None:
     """Raise where a callable looks at more than one entry, or at chance: its kernel would be silently wrong."""
+    function = layer.activation.function
     if layer.activation.name is not None:
         return
-    width = layer.weight.shape[0]
-    # one row changed in every second entry: an elementwise function leaves the others, and the first row, as they were
-    probe = torch.linspace(-2, 2, 2 * width, dtype=layer.weight.dtype, device=layer.weight.device).view(2, width)
-    changed = probe.clone()
-    changed[1, ::2] += 0.5
-    with torch.no_grad():
-        before, again, after = (layer.activation.function(x.clone()) for x in (probe, probe, changed))
-    same = before.shape == probe.shape and torch.equal(before, again)
-    if not same or not torch.equal(before[0], after[0]) or not torch.equal(before[1, 1::2], after[1, 1::2]):
+    weight = layer.weight
+    # a copy, and chance as it was: asking must not change what is asked
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        function = copy.deepcopy(function)
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(5, weight.shape[0], generator=generator).to(weight)
+        before = function(probe.clone())
+        fixed = before.shape == probe.shape and torch.equal(before, function(probe.clone()))
+        for _ in range(4 if fixed else 0):
+            # random entries changed: the others must stay as they were
+            changes = torch.rand(probe.shape, generator=generator).to(probe.device) < 0.5
+            other = torch.randn(probe.shape, generator=generator).to(weight)
+            after = function(torch.where(changes, other, probe))
+            fixed = fixed and torch.equal(after[~changes], before[~changes])
+    if not fixed:
         raise NotImplementedError(
             f"nftk.{op}: an activation must be a fixed function of each entry alone, got {layer.activation.function} "
             f"after {layer.name}"

@@ -20,7 +20,7 @@ from nftk.tangent.sweep import Sweep, TileDone
 from nftk.tangent.walk import tangents
 
 _OP = "empirical_ntk"
-Progress = bool | Callable[[int, int], None]
+Progress = bool | None | Callable[[int, int], None]
 
 
 def empirical_ntk(
@@ -115,9 +115,10 @@ def empirical_ntk(
                 f"nftk.{_OP}: differentiable must go without out and memory_budget and with backend 'torch', got "
                 f"out={'None' if out is None else 'a tensor'}, memory_budget={memory_budget} and {request.backend!r}"
             )
-        return _differentiable(chain, x1, x2, request)
+        with torch.autocast(x1.device.type, enabled=False):
+            return _differentiable(chain, x1, x2, request)
     chain, x1, x2 = detached(chain, x1, x2)
-    given = None if out is None else _as_tensor(out)
+    given, tell = None if out is None else _as_tensor(out), _tile_done(progress)
     sweep = Sweep(chain, x1, x2, request, budget=check_budget(memory_budget, x1.device, _OP), op=_OP)
     shape = sweep.memory_shape()
     if given is None:
@@ -128,7 +129,7 @@ def empirical_ntk(
         if given.dtype is not x1.dtype:
             raise ValueError(f"nftk.{_OP}: out must have dtype {x1.dtype}, as the kernels, got {given.dtype}")
         memory = as_memory(request.form, given)
-    sweep.run(memory, tile_done=_tile_done(progress))
+    sweep.run(memory, tile_done=tell)
     return LayerKernels(as_blocks(request.form, memory), tuple(sweep.names), reduction, normalize, x2 is None)
 
 
@@ -210,7 +211,9 @@ def _as_tensor(out: Any) -> Tensor:
 
 
 def _tile_done(progress: Progress) -> TileDone | None:
-    if progress is False:
+    if progress is False or progress is None:
         return None
     tell = Line() if progress is True else progress
+    if not callable(tell):
+        raise TypeError(f"nftk.{_OP}: progress must be True, False or a function of two numbers, got {progress!r}")
     return lambda tile, done, total: tell(done, total)

@@ -66,8 +66,8 @@ class Costs:
     fixed_bytes: int
 
 
-def costs(chain: Chain, request: Request) -> Costs:
-    """Count what a plan needs to know."""
+def costs(chain: Chain, request: Request, n1: int, n2: int) -> Costs:
+    """Count what a plan for n1 and n2 examples needs to know."""
     widths, size, form = chain.widths, torch.finfo(chain.dtype).bits // 8, request.form
     d = 1 if request.reduction == "sum_logits" else chain.out_features
     deltas, walks = [], []
@@ -83,7 +83,7 @@ def costs(chain: Chain, request: Request) -> Costs:
     grams = 2 * len(widths) + (chain.out_features if request.include_omega else 0)
     if request.normalize is not None or request.weights is not None:
         grams += (len(depths) + 2) * (1 if form == "trace" else d)
-    fixed = scratch_bytes(form, d, len(chain.layers), size, chain.device.type)
+    fixed = scratch_bytes(form, n1, n2, d, len(chain.layers), size, chain.device.type)
     return Costs(size * states, tuple(deltas), tuple(walks), forward, 2 * sum(widths), size * grams, fixed)
 
 

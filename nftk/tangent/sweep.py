@@ -49,7 +49,7 @@ class Sweep:
         self.blocks = blocks_of(chain, request.per, request.include_omega)
         self.one_output = request.one_output
         self._apart = request.per == "layer"
-        cost = costs(chain, request)
+        cost = costs(chain, request, self.n1, self.n2)
         # the sum of all blocks needs them all at once: a tile is written once, and can be written again
         may_group = self._apart and not self.one_output
         # of a negative weight one side has the sign
@@ -100,7 +100,8 @@ class Sweep:
         tiles = self.tiles()
         total = sum(map(_area, tiles))
         passed = 0
-        with full_precision(self.x1) if self.request.precision == "highest" else contextlib.nullcontext():
+        exact = full_precision(self.x1) if self.request.precision == "highest" else contextlib.nullcontext()
+        with exact, torch.autocast(self.x1.device.type, enabled=False):
             if self.request.normalize is not None:
                 left = self.self_kernels(self.x1)
                 right = left if self.x2 is None else self.self_kernels(self.x2)
@@ -185,7 +186,7 @@ class Sweep:
     def self_kernels(self, x: Tensor) -> Tensor:
         """Theta[x, x] of all blocks, [b, n, d or 1], for as many examples at a time as the plan holds."""
         found = [x.new_zeros(len(self.blocks), 0, 1 if self.form == "trace" else self.chain.out_features)]
-        with torch.no_grad(), full_precision(x):
+        with torch.no_grad(), full_precision(x), torch.autocast(x.device.type, enabled=False):
             for start in range(0, x.shape[0], self.plan.columns):
                 part = slice(start, min(start + self.plan.columns, x.shape[0]))
                 groups = [slice(*ends) for ends in self._groups()]
