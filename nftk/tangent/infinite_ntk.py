@@ -97,8 +97,9 @@ def infinite_ntk(
 
     References:
         Jacot et al., Neural tangent kernel, NeurIPS 2018, arXiv 1806.07572; Alemohammad et al., NFT-K, ICASSP 2022,
-        arXiv 2110.04945, theorem 1; Cho and Saul, Kernel methods for deep learning, NeurIPS 2009; Williams, Computing with
-        infinite networks, NeurIPS 1996; Tsuchida et al., Avoiding kernel fixed points, AAAI 2021, arXiv 2002.08517.
+        arXiv 2110.04945, theorem 1; Cho and Saul, Kernel methods for deep learning, NeurIPS 2009; Williams, Computing
+        with infinite networks, NeurIPS 1996; Tsuchida et al., Avoiding kernel fixed points, AAAI 2021,
+        arXiv 2002.08517.
 
     Example:
         >>> import torch, nftk
