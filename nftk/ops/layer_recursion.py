@@ -132,6 +132,8 @@ def lacking(backend: str, gap: Tensor, layers: Sequence[RecursionLayer], asked: 
         return "torch.float64"
     if backend == "triton" and any(p.dual.kind == "series" for p in layers):
         return "activations without a closed form"
+    if backend == "triton" and len({p.dual.kind for p in layers}) > 1:
+        return "layers with different kinds of activations"
     if asked == "auto" and transform_active():
         return "torch.func transforms as fast as torch's own operations"
     return None
