@@ -160,6 +160,21 @@ void layer_recursion(const std::vector<RecursionEntry>& entries, uintptr_t gap, 
       threads, width);
 }
 
+void gaps_from_gram(uintptr_t gram, int64_t stride, std::array<int64_t, 3> sizes, uintptr_t u1, uintptr_t u2,
+                    double near, bool upper, const std::string& number, int threads) {
+  const auto [n1, n2, m] = sizes;
+  if (n1 <= 0 || n2 <= 0) return;
+  check(gram && ((u1 && u2) || m == 0), "gaps_from_gram: tensors must have memory, got address 0");
+  check(!upper || n1 == n2, "gaps_from_gram: upper must go with as many rows as columns");
+  check(number == "float32" || number == "float64", "gaps_from_gram: number must be float32 or float64");
+  const auto *a = reinterpret_cast<const double*>(u1), *b = reinterpret_cast<const double*>(u2);
+  const py::gil_scoped_release release;
+  if (number == "float32")
+    nftk::gaps_from_gram<float>({reinterpret_cast<float*>(gram), stride, n1, n2, m, a, b, near, upper, threads});
+  else
+    nftk::gaps_from_gram<double>({reinterpret_cast<double*>(gram), stride, n1, n2, m, a, b, near, upper, threads});
+}
+
 #ifdef NFTK_CUDA
 // In the order of TangentGramEntry; a count that is wrong is a TypeError of pybind11's.
 using Strides2 = std::array<int64_t, 2>;
@@ -249,6 +264,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("layer_recursion", &layer_recursion, arg("layers"), py::kw_only(), arg("gap"), arg("gap_strides"), arg("sizes"),
         arg("rows1"), arg("rows2"), arg("out"), arg("out_strides"), arg("weights"), arg("outputs"), arg("tangent"),
         arg("symmetric"), arg("number"), arg("threads"), arg("vectors") = "auto");
+  m.def("gaps_from_gram", &gaps_from_gram, py::kw_only(), arg("gram"), arg("stride"), arg("sizes"), arg("u1"), arg("u2"),
+        arg("near"), arg("upper"), arg("number"), arg("threads"));
 #ifdef NFTK_CUDA
   m.def("tangent_gram", &tangent_gram, arg("entries"), py::kw_only(), arg("out"), arg("out_strides"), arg("sizes"),
         arg("outputs"), arg("form"), arg("symmetric"), arg("accumulate"), arg("number"), arg("precision"),

@@ -420,6 +420,53 @@ template <class T> void layer_recursion(const LayerRecursion<T>& call, VectorWid
   if (error) std::rethrow_exception(error);
 }
 
+template <class T> void gaps_from_gram(const GapsFromGram<T>& call) {
+  constexpr int64_t rows = 16;
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t top; (top = next.fetch_add(rows)) < call.n1;) {
+      for (int64_t i = top; i < std::min(top + rows, call.n1); ++i) {
+        T* row = call.gram + i * call.stride;
+        for (int64_t j = call.upper ? i + 1 : 0; j < call.n2; ++j) {
+          const T cosine = row[j];
+          const bool below = std::signbit(cosine);
+          T size = 1 - std::fabs(cosine);
+          if (size < call.near) {
+            const double *u = call.u1 + i * call.m, *v = call.u2 + j * call.m, sign = below ? -1 : 1;
+            double sums[4] = {};
+            int64_t k = 0;
+            for (; k + 4 <= call.m; k += 4) {
+              for (int64_t s = 0; s < 4; ++s) {
+                const double d = u[k + s] - sign * v[k + s];
+                sums[s] += d * d;
+              }
+            }
+            for (; k < call.m; ++k) {
+              const double d = u[k] - sign * v[k];
+              sums[0] += d * d;
+            }
+            size = T(0.5 * ((sums[0] + sums[1]) + (sums[2] + sums[3])));
+          }
+          row[j] = std::copysign(size, cosine);
+        }
+        if (call.upper) row[i] = row[i] > T(0.5) ? T(0) : T(1);
+      }
+    }
+  };
+  // to start a thread takes as long as some ten thousand pairs
+  const int64_t useful = std::min<int64_t>(call.threads, call.n1 * call.n2 / 20000);
+  std::vector<std::thread> others;
+  try {
+    for (int64_t i = 1; i < useful; ++i) others.emplace_back(work);
+  } catch (const std::system_error&) {
+    // fewer threads than were asked for do the same work
+  }
+  work();
+  for (std::thread& other : others) other.join();
+}
+
+template void gaps_from_gram(const GapsFromGram<float>&);
+template void gaps_from_gram(const GapsFromGram<double>&);
 template void layer_recursion(const LayerRecursion<float>&, VectorWidth);
 template void layer_recursion(const LayerRecursion<double>&, VectorWidth);
 

@@ -37,4 +37,17 @@ template <class T> struct LayerRecursion {
 
 template <class T> void layer_recursion(const LayerRecursion<T>& call, VectorWidth width = widest_vectors());
 
+// A Gram matrix of directions into gaps, in place; pairs whose cosine is beyond 1 - near take theirs from the difference,
+// or the sum, of the directions u1 (n1, m) and u2 (n2, m). upper: both are one, and nothing below the diagonal counts.
+template <class T> struct GapsFromGram {
+  T* gram;
+  int64_t stride, n1, n2, m;
+  const double *u1, *u2;
+  double near;
+  bool upper;
+  int threads;
+};
+
+template <class T> void gaps_from_gram(const GapsFromGram<T>& call);
+
 }  // namespace nftk

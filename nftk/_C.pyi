@@ -85,6 +85,20 @@ def layer_recursion(
     weights are float64 and contiguous, (outputs, layers), or 0 for every layer's own matrix.
     """
 
+def gaps_from_gram(
+    *,
+    gram: int,
+    stride: int,
+    sizes: tuple[int, int, int],
+    u1: int,
+    u2: int,
+    near: float,
+    upper: bool,
+    number: Literal["float32", "float64"],
+    threads: int,
+) -> None:
+    """Run csrc/layer_recursion.h's function in place; u1 and u2 are float64 and contiguous, sizes are n1, n2, m."""
+
 def tangent_gram(
     entries: Sequence[TangentGramEntry],
     *,

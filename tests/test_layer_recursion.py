@@ -1,6 +1,11 @@
 """nftk.ops.layer_recursion and cosine_gap against the definition in float64, in every backend."""
 
+import importlib.util
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -8,6 +13,7 @@ import torch
 from kernel_checks import guarded
 from torch.nn import functional
 
+import nftk
 from nftk import _dispatch
 from nftk.ops import cosine_gap, layer_recursion
 from nftk.ops.cosine_gap import directions
@@ -289,6 +295,70 @@ def test_compile(backend):
 
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(call, backend="eager")(gap), call(gap))
+
+
+@pytest.mark.parametrize("b", [0.0, 0.3])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "series"])
+def test_triton(name, symmetric, b, grid):
+    """In the interpreter: tiles cut at both edges, every form, in any order of programs."""
+    dual, truth_dual = ACTIVATIONS[name]
+    x1, x2 = make_inputs(9, 9 if symmetric else 70)
+    x2 = x1 if symmetric else x2
+    theta, nngp = reference.infinite_ntk_reference(x1, x2, truth_dual, [1.7] * 3, [b] * 3, [0.6] * 3)
+    gap = cosine_gap(x1.float(), None if symmetric else x2.float())
+    norms = (norms_of(x1), None if symmetric else norms_of(x2))
+    weights = torch.rand(2, 3)
+    for grid.order, get, truth in (("random", "ntk", theta), ("backward", "nngp", nngp)):
+        call = {"layers": layers_of(dual, b=b), "get": get, "backend": "triton"}
+        assert worst(layer_recursion(guarded(gap), *norms, **call), truth) < 2e-6
+        found = layer_recursion(guarded(gap), *norms, weights=weights, **call)
+        assert worst(found, torch.einsum("kl,lxy->kxy", weights.double(), truth)) < 2e-6
+
+
+def test_triton_into_the_memory_of_the_gaps(grid):
+    """As infinite_ntk does; with several sums each program must still find the gaps."""
+    x, weights = make_inputs(70, 1)[0].float(), torch.rand(3, 4)
+    for factors in (None, weights):
+        truth = nftk.infinite_ntk(x, depth=4, weights=factors, backend="torch").blocks
+        found = nftk.infinite_ntk(x, depth=4, weights=factors, backend="triton").blocks
+        assert torch.equal(found, found.mT)
+        assert worst(found, truth.double()) < 2e-6
+    with pytest.raises(NotImplementedError, match=r"'triton' has no code for torch.float64"):
+        nftk.infinite_ntk(x.double(), depth=1, backend="triton")
+    with pytest.raises(NotImplementedError, match="activations without a closed form"):
+        nftk.infinite_ntk(x, depth=1, activation="tanh", backend="triton")
+    with pytest.raises(NotImplementedError, match="layers with different kinds"):
+        nftk.infinite_ntk(x, depth=2, activation=["relu", "erf"], backend="triton")
+
+
+COMPILED = """
+import resources, torch
+from nftk.kernels.layer_recursion import layer_recursion_fwd
+from nftk.ops.duals import Dual
+from nftk.ops.layer_recursion import RecursionLayer
+kinds = ["leaky_relu", "erf", "sin", "gelu"]
+for capability in resources.ARCHITECTURES:
+    with resources.compiled(capability) as kernels:
+        for kind in kinds:
+            layers, x = [RecursionLayer(Dual(kind), 2.0, 0.1)] * 3, torch.empty(1000, 1000)
+            rows = torch.empty(1 + 3 * layers[0].dual.rows, 1000)
+            for weights in (None, torch.empty(2, 3)):
+                out = torch.empty(3 if weights is None else 2, 1000, 1000)
+                layer_recursion_fwd(out, x, rows, rows, layers, weights, True, True)
+    assert len(kernels) == 2 * len(kinds)
+    for kernel in kernels:
+        used = resources.usage(kernel)
+        assert used["spills"] == 0 and used["registers"] <= 168, (capability, used)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_compiles_for_three_gpus_without_spills(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    bench = Path(__file__).parent.parent / "bench"
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment, cwd=bench)
+    assert done.returncode == 0, done.stderr
 
 
 def test_gap_of_near_and_opposite_directions():

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from nftk import _dispatch
 from nftk._checks import check_same, check_shape, check_tensor
 from nftk.ops import precision as precisions
+from nftk.ops.network_formula import transform_active
 
 _OP = "ops.cosine_gap"
 # beyond it a Gram matrix's own rounding moves an angle by no more than some roundings
@@ -84,6 +86,16 @@ def from_gram(gram: Tensor, u1: Tensor, u2: Tensor, upper: bool = False) -> Tens
     Returns:
         The gaps, ``(n1, n2)``.
     """
+    if not _dispatch.why_not("cpp", str(gram.device)) and _plain_memory(gram, u1, u2):
+        from nftk import _C
+
+        u1, u2 = u1.contiguous(), u2.contiguous()
+        _C.gaps_from_gram(
+            gram=gram.data_ptr(), stride=gram.stride(0), sizes=(*gram.shape, u1.shape[1]), u1=u1.data_ptr(),
+            u2=u2.data_ptr(), near=NEAR[gram.dtype], upper=upper,
+            number="float32" if gram.dtype is torch.float32 else "float64", threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return gram
     tracked = gram.requires_grad and torch.is_grad_enabled()
     cos = gram if tracked else gram.detach()
     near = cos.detach().abs() > 1 - NEAR[gram.dtype]
@@ -105,3 +117,11 @@ def _plain_(gram: Tensor) -> Tensor:
     for part in gram.split(max(1, _CHUNK // max(gram.shape[1], 1))):
         part.copy_(torch.where(part.signbit(), -(1 + part).clamp_min_(0), (1 - part).clamp_min_(0)))
     return gram
+
+
+def _plain_memory(gram: Tensor, u1: Tensor, u2: Tensor) -> bool:
+    """Whether C++ may work in a Gram matrix: no graph and no transform needs to see what it does."""
+    if torch.compiler.is_compiling() or transform_active():
+        return False
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (gram, u1, u2))
+    return not tracked and (gram.stride(1) == 1 or gram.shape[1] <= 1)
