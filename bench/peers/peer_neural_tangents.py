@@ -1,32 +1,41 @@
-"""neural-tangents: each of its implementations, readout by readout, and of all readouts with their axis a diagonal."""
+"""neural-tangents: each implementation, by readout or all at once with their axis a diagonal, vmapped or not."""
+
+import itertools
 
 import _serve
 import jax
 import jax.numpy as jnp
 import neural_tangents as nt
 import numpy as np
+from jax._src import source_info_util
+
+# its structured derivatives look for them where jax 0.4.30 no longer has them
+jax.interpreters.ad.source_info_util = source_info_util
+jax.interpreters.ad.config = jax.config
 
 
 def load(layers, readouts, x):
+    # weights as its own rules know them, a factor of the product itself: with x @ w.T it is an order slower
+    layers, readouts = [(w.T, b) for w, b in layers], [v.T for v in readouts]
     layers, readouts, x = jax.tree_util.tree_map(jnp.asarray, (layers, readouts, x))
 
     def states(layers, x):
         for w, b in layers:
-            x = jax.nn.relu(x @ w.T + b)
+            x = jax.nn.relu(x @ w + b)
             yield x
 
     def readout(parameters, x):
         layers, v = parameters
         *_, last = states(layers, x)
-        return last @ v.T
+        return last @ v
 
     def stacked(parameters, x):
         layers, readouts = parameters
-        return jnp.stack([h @ v.T for h, v in zip(states(layers, x), readouts, strict=True)], 1)
+        return jnp.stack([h @ v for h, v in zip(states(layers, x), readouts, strict=True)], 1)
 
     ways = {}
-    for kind in nt.NtkImplementation:
-        how = {"trace_axes": (), "vmap_axes": 0, "implementation": kind}
+    for kind, axis in itertools.product(nt.NtkImplementation, (None, 0)):
+        how = {"trace_axes": (), "vmap_axes": axis, "implementation": kind}
         apart = nt.empirical_ntk_fn(readout, **how)
         together = nt.empirical_ntk_fn(stacked, diagonal_axes=(1,), **how)
 
@@ -46,7 +55,8 @@ def load(layers, readouts, x):
             def result(call=call, order=order):
                 return np.asarray(call()).transpose(order)
 
-            ways[f"neural-tangents {kind.name.lower().replace('_', '-')}{where}"] = call, result
+            mapped = "" if axis is None else " vmapped"
+            ways[f"neural-tangents {kind.name.lower().replace('_', '-')}{where}{mapped}"] = call, result
     return ways
 
 
