@@ -44,6 +44,14 @@ def check_tensor(op: str, name: str, x: Any) -> None:
         raise TypeError(f"nftk.{op}: {name} must be dense, got {x.layout}; to_dense() makes it so")
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, without a copy of x."""
+    if not x.numel():
+        return True
+    least, most = x.detach().aminmax()
+    return math.isfinite(least) and math.isfinite(most)
+
+
 def check_integer(op: str, name: str, value: Any, minimum: int) -> int:
     """Return value as an int, or raise: TypeError unless it is an integer, ValueError below minimum."""
     if isinstance(value, bool) or not isinstance(value, Integral):

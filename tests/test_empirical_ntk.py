@@ -370,6 +370,10 @@ def test_out_errors(tmp_path):
     array.flags.writeable = False
     with pytest.raises(ValueError, match="out must be writable"):
         ntk(model, x, reduction="trace", out=array)
+    with pytest.raises(TypeError, match="out must be an array that torch can write to"):
+        ntk(model, x, reduction="trace", out=np.empty((3, 5, 5), dtype=">f4"))
+    with pytest.raises(ValueError, match=r"out must have a place for every entry, got strides \(0, 5, 1\)"):
+        ntk(model, x, reduction="trace", out=torch.empty(5, 5).expand(3, 5, 5))
     with pytest.raises(ValueError, match="out must not require gradients"):
         ntk(model, x, reduction="trace", out=torch.empty(3, 5, 5, requires_grad=True))
 
@@ -575,6 +579,10 @@ class Doubled(nftk.NFTKMLP):
         return 2 * super().forward(x)
 
 
+class Linear(nn.Module):
+    """Another one, of the same name."""
+
+
 def refusals():
     linear = nn.Linear(4, 4)
     tied = nftk.NFTKMLP(4, [4, 4], 2)
@@ -589,6 +597,8 @@ def refusals():
     relu, noise = nn.ReLU(), nn.RReLU()
     replaced = nn.Sequential(nn.Linear(4, 2))
     replaced[0].forward = lambda x: 0 * x[:, :2]
+    hole = nn.Sequential(linear, relu, nn.Linear(4, 2))
+    hole._modules["1"] = None
     return {
         "dropout": (nftk.NFTKMLP(4, [4], 2, dropout=0.5), ValueError, "must be in eval mode, got dropout 0.5"),
         "dropout of torch": (nn.Sequential(linear, relu, nn.Dropout(), linear), ValueError, "must be in eval mode"),
@@ -617,6 +627,12 @@ def refusals():
         "convolution": (nn.Sequential(nn.Conv1d(1, 1, 1), linear), NotImplementedError, "0 must be nn.Linear"),
         "own forward": (Doubled(4, [4], 2), NotImplementedError, "model must be an NFTKMLP, or an nn.Sequential"),
         "sizes": (nn.Sequential(linear, nn.Linear(3, 2)), ValueError, "must take the 4 outputs of the layer before"),
+        "meta": (nftk.NFTKMLP(4, [4], 2, device="meta"), ValueError, "must have values, got some on the meta device"),
+        "lazy": (nn.Sequential(nn.LazyLinear(2)), ValueError, "must have seen an input"),
+        "a hole": (hole, ValueError, "every place of model must hold a module, got None at 1"),
+        "compiled": (torch.compile(nn.Sequential(linear)), NotImplementedError, "OptimizedModule; give its ._orig_mod"),
+        "parallel": (nn.DataParallel(nn.Sequential(linear)), NotImplementedError, "DataParallel; give its .module"),
+        "another Linear": (nn.Sequential(Linear()), NotImplementedError, "got test_empirical_ntk.Linear"),
         "no module": (lambda x: x, TypeError, "model must be an nn.Module"),
         "nothing": (nn.Sequential(), NotImplementedError, "must hold an nn.Linear"),
         "dtypes": (mixed, ValueError, "must share one dtype and device"),
@@ -648,12 +664,17 @@ def test_inputs_refused():
     refused(ValueError, "normalize must be one of", x, normalize="trace")
     refused(ValueError, "include_omega must go with per='module' or 'model'", x, include_omega=True)
     refused(ValueError, "weights must go with per='layer' or 'module'", x, per="model", weights=[1.0])
-    refused(ValueError, r"weights must have 3 entries, one a block, got \[2\]", x, weights=torch.ones(2))
+    refused(ValueError, r"weights must have 3 numbers, one a block, got \[2\]", x, weights=torch.ones(2))
+    refused(ValueError, r"weights must have 3 numbers, one a block, got \[3, 1\]", x, weights=torch.ones(3, 1))
+    needed = torch.ones(3, requires_grad=True)
+    refused(ValueError, "weights must not require gradients", x, weights=needed, differentiable=True)
     refused(ValueError, r"weights\[1\] must be finite", x, weights=[1.0, float("inf"), 0.0])
     refused(ValueError, "backend must be one of", x, backend="gpu")
     refused(NotImplementedError, "backend must be one of", x, backend="triton")
     refused(RuntimeError, "backend 'cuda' is not available", x, backend="cuda")
     refused(ValueError, "memory_budget must be at least 1", x, memory_budget=0)
     refused(TypeError, "memory_budget must be an integer", x, memory_budget=1.5)
+    with pytest.raises(NotImplementedError, match="x1 must be all inputs at once, got one inside torch.vmap"):
+        torch.vmap(lambda row: ntk(model, row[None]).blocks)(x)
     with pytest.raises(ValueError, match="include_omega must go with an NFTKMLP"):
         ntk(nn.Linear(5, 2), x, per="model", include_omega=True)

@@ -254,6 +254,8 @@ def test_errors(monkeypatch):
         outputs=[(0, 1), (0, 1)],
     )
     refused(ValueError, r"outputs\[1\] must be at least 0, got -1", s, a, b, outputs=[(0, 1), (-1,)])
+    refused(ValueError, "outputs must be below 3, the number of slices, got 3", s, a, b, outputs=[(0, 3), (1,)])
+    refused(TypeError, r"outputs\[1\] must be a list", s, a, b, outputs=[(0, 1), 1])
     refused(ValueError, "form must be one of", s, a, b, form="sum")
     refused(ValueError, "inputs must share one dtype", [s[0].double(), s[1]], a, b)
     refused(ValueError, "a must have a slice in some term", s[:1], [a[0][:0]], [b[0][:0]])

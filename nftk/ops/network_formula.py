@@ -112,6 +112,9 @@ def formula_gradients(
 # a private name of torch, in one place; where a future torch lacks one, a transform that meets one node raises
 transform_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
+# whether a tensor is one of many inside torch.vmap
+is_vmapped: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_batchedtensor", lambda x: False)
+
 _is_legacy_batched: Callable[[Tensor], bool] = getattr(
     torch._C._functorch, "is_legacy_batchedtensor", lambda grad: False
 )

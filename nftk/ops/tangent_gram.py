@@ -44,8 +44,8 @@ def tangent_gram(
         a: A_t, shape ``(p_t, n1, d, c_t)``: p_t slices of c_t channels, which may differ by term.
         b: B_t, shape ``(p_t, n2, d, c_t)``. None: b is a and every S_t is symmetric, of which only the upper
             triangle is read; half of the work is done and the result is exactly symmetric.
-        outputs: For each term the p_t outputs that its slices are added to. None: the last p_t of all, as many as
-            the longest term has slices, as in the walk back through NFT-K's layers.
+        outputs: For each term the p_t outputs that its slices are added to, below the number of all slices. None: the
+            last p_t of all, as many as the longest term has slices, as in the walk back through NFT-K's layers.
         form: ``"full"``; ``"trace"``, the sum over i = j; or ``"diagonal"``, i = j alone.
         precision: Of float32 products on a GPU: ``"highest"``, as exact as float32; ``"tf32"`` or ``"bf16"``.
             Sums are in float32 or better always; 16-bit inputs are widened first.
@@ -279,4 +279,8 @@ def _places(outputs: Any, slices: list[int]) -> list[tuple[int, ...]]:
     if [len(where) for where in outputs] != slices:
         got = [len(where) for where in outputs]
         raise ValueError(f"nftk.{_OP}: outputs must name one output a slice, {slices} of them, got {got}")
-    return [tuple(check_integer(_OP, f"outputs[{t}]", o, 0) for o in where) for t, where in enumerate(outputs)]
+    places = [tuple(check_integer(_OP, f"outputs[{t}]", o, 0) for o in where) for t, where in enumerate(outputs)]
+    most = max(map(max, filter(None, places)), default=0)
+    if most >= sum(slices):
+        raise ValueError(f"nftk.{_OP}: outputs must be below {sum(slices)}, the number of slices, got {most}")
+    return places

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nftk._checks import is_finite
 from nftk.modules import NFTKMLP
 from nftk.modules.hidden_layer import plain_parameters
 from nftk.ops import activations
@@ -26,6 +27,11 @@ class Layer:
     activation: Activation
     scale: float = 1.0
     bias_scale: float = 1.0
+
+    @property
+    def scaled_weight(self) -> Tensor:
+        """What h is multiplied with."""
+        return self.weight if self.scale == 1 else self.weight * self.scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +100,8 @@ def chain_of(model: nn.Module, op: str) -> Chain:
     """Read a network, or raise for one whose kernel this form cannot give."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"nftk.{op}: model must be an nn.Module, got {type(model).__name__}")
+    if next((t for t in model.parameters() if t.is_meta), None) is not None:
+        raise ValueError(f"nftk.{op}: parameters of model must have values, got some on the meta device")
     if isinstance(model, NFTKMLP) and type(model).forward is NFTKMLP.forward:
         chain = _of_nftk(model, op)
     elif isinstance(model, nn.Linear | nn.Sequential) and not isinstance(model, NFTKMLP):
@@ -101,7 +109,7 @@ def chain_of(model: nn.Module, op: str) -> Chain:
     else:
         raise NotImplementedError(
             f"nftk.{op}: model must be an NFTKMLP, or an nn.Sequential of nn.Linear and elementwise activations, "
-            f"got {type(model).__name__}"
+            f"got {_kind(model)}"
         )
     _check_parameters(model, chain, op)
     for layer in chain.layers:
@@ -148,7 +156,7 @@ def _of_mlp(model: nn.Module, op: str) -> Chain:
         elif isinstance(module, nn.Linear) or not linears:
             raise NotImplementedError(
                 f"nftk.{op}: {name} must be nn.Linear, or an elementwise activation or a dropout after one, got "
-                f"{type(module).__name__}"
+                f"{_kind(module)}"
             )
         else:
             before = phis[-1]
@@ -175,11 +183,22 @@ def _leaves(model: nn.Module, op: str, prefix: str = "") -> Iterator[tuple[str, 
         return
     # not named_children, which leaves out a module that stands in two places
     for key, module in model._modules.items():
-        assert module is not None
+        if module is None:
+            raise ValueError(f"nftk.{op}: every place of model must hold a module, got None at {key}")
         yield from _leaves(module, op, f"{prefix}.{key}" if prefix else key)
 
 
+def _kind(model: nn.Module) -> str:
+    """What a module is, and what to give instead where it only stands around another."""
+    around = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    hint = "; give its .module" if around else "; give its ._orig_mod" if hasattr(model, "_orig_mod") else ""
+    place, name = type(model).__module__, type(model).__name__
+    return (name if place.startswith("torch.nn.") else f"{place}.{name}") + hint
+
+
 def _check_hooks(model: nn.Module, op: str) -> None:
+    if isinstance(model, nn.modules.lazy.LazyModuleMixin) and model.has_uninitialized_params():
+        raise ValueError(f"nftk.{op}: model must have seen an input, so that sizes are known, got {model}")
     if "forward" in model.__dict__:
         raise NotImplementedError(
             f"nftk.{op}: model must have the forward of its class, got another one set on {type(model).__name__}"
@@ -213,7 +232,7 @@ def _check_parameters(model: nn.Module, chain: Chain, op: str) -> None:
                 f"nftk.{op}: parameters of model must share one dtype and device, got {parameter.dtype} on "
                 f"{parameter.device} for {name} and {chain.dtype} on {chain.device} for the readouts"
             )
-        if not parameter.detach().isfinite().all():
+        if not is_finite(parameter):
             raise ValueError(f"nftk.{op}: parameters of model must be finite, got NaN or infinity in {name}")
 
 

@@ -90,6 +90,7 @@ def empirical_ntk(
 
     Memory:
         Beside the output at most ``memory_budget``: states and deltas of as many examples as fit, some (d, d) tiles.
+        Not counted: a float32 copy of a network in 16 bits, and what autograd keeps inside a callable activation.
 
     References:
         Alemohammad et al., NFT-K: Non-Fungible Tangent Kernels, ICASSP 2022, arXiv 2110.04945, section 3; Novak et al.,
@@ -115,6 +116,10 @@ def empirical_ntk(
                 f"nftk.{_OP}: differentiable must go without out and memory_budget and with backend 'torch', got "
                 f"out={'None' if out is None else 'a tensor'}, memory_budget={memory_budget} and {request.backend!r}"
             )
+        if isinstance(weights, Tensor) and weights.requires_grad:
+            raise ValueError(
+                f"nftk.{_OP}: weights must not require gradients, got some that do; combine(omega) is differentiable"
+            )
         with torch.autocast(x1.device.type, enabled=False):
             return _differentiable(chain, x1, x2, request)
     chain, x1, x2 = detached(chain, x1, x2)
@@ -128,6 +133,8 @@ def empirical_ntk(
         check_shape(_OP, "out", given, blocks_shape)
         if given.dtype is not x1.dtype:
             raise ValueError(f"nftk.{_OP}: out must have dtype {x1.dtype}, as the kernels, got {given.dtype}")
+        if any(size > 1 and stride == 0 for size, stride in zip(given.shape, given.stride(), strict=True)):
+            raise ValueError(f"nftk.{_OP}: out must have a place for every entry, got strides {given.stride()}")
         memory = as_memory(request.form, given)
     sweep.run(memory, tile_done=tell)
     return LayerKernels(as_blocks(request.form, memory), tuple(sweep.names), reduction, normalize, x2 is None)
@@ -203,7 +210,12 @@ def _as_tensor(out: Any) -> Tensor:
     if isinstance(out, np.ndarray):
         if not out.flags.writeable:
             raise ValueError(f"nftk.{_OP}: out must be writable, got a read-only array")
-        return torch.from_numpy(out)
+        try:
+            return torch.from_numpy(out)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"nftk.{_OP}: out must be an array that torch can write to, got one it cannot: {error}"
+            ) from None
     check_tensor(_OP, "out", out)
     if out.requires_grad:
         raise ValueError(f"nftk.{_OP}: out must not require gradients, got a tensor that does")

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nftk._checks import check_choice, check_number, check_tensor
+from nftk._checks import check_choice, check_number, check_tensor, is_finite
 from nftk._dispatch import resolve
 from nftk.ops import precision as precisions
+from nftk.ops.network_formula import is_vmapped
 from nftk.ops.tangent_gram import SUPPORTED
 from nftk.tangent.chain import Chain, chain_of
 
@@ -72,10 +73,10 @@ class Request:
             raise ValueError(f"nftk.{op}: weights must go with per='layer' or 'module', got per='model'")
         values = weights.tolist() if hasattr(weights, "tolist") else weights
         size = len(self.block_names(chain))
-        if not isinstance(values, list | tuple) or len(values) != size:
+        if not isinstance(values, list | tuple) or len(values) != size or getattr(weights, "ndim", 1) != 1:
             got = getattr(weights, "shape", None)
             told = list(got) if got is not None else values
-            raise ValueError(f"nftk.{op}: weights must have {size} entries, one a block, got {told}")
+            raise ValueError(f"nftk.{op}: weights must have {size} numbers, one a block, got {told}")
         return tuple(check_number(op, f"weights[{i}]", w, -math.inf) for i, w in enumerate(values))
 
     @property
@@ -129,6 +130,8 @@ def _check_input(chain: Chain, name: str, x: Any, op: str) -> Tensor:
         wanted, got = getattr(chain, attribute), getattr(x, attribute)
         if wanted != got:
             raise ValueError(f"nftk.{op}: {name} must have the model's {attribute}, {wanted}, got {got}")
-    if not bool(x.detach().isfinite().all()):
+    if is_vmapped(x):
+        raise NotImplementedError(f"nftk.{op}: {name} must be all inputs at once, got one inside torch.vmap")
+    if not is_finite(x):
         raise ValueError(f"nftk.{op}: {name} must be finite, got NaN or infinity")
     return x  # type: ignore[no-any-return]

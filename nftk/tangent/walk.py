@@ -59,7 +59,7 @@ def tangents(chain: Chain, x: Tensor, wanted: Sequence[int] | None, *, summed: b
         if back is None and not starting:
             continue
         seeds = [_seed(chain, i, wanted is None, summed) for i in starting]
-        weight = None if back is None else chain.layers[k].weight * chain.layers[k].scale
+        weight = None if back is None else chain.layers[k].scaled_weight
         back = _delta(seeds, back, weight, slopes[k - 1], apart=wanted is not None)
         names = (0,) if wanted is None else (*starting, *names)
         deltas[k], functions[k] = back, names
