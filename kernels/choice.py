@@ -140,7 +140,9 @@ def default_tiles(
         return Tiles(32, depth, min(columns, 64), 1, 8, 3)
     if precision == "tf32" and block_d > 32 and old and not back:
         return Tiles(32, depth, min(columns, 128), 1, 8, 3)
-    narrow = (exact and (back or capability < 100)) or (back and precision == "tf32")
+    narrow = exact and (back or capability < 100)
+    # float32 operands, rounded to TF32 or 16 bits on the way
+    narrow |= back and itemsize == 4 and (precision == "tf32" or capability >= 100)
     return Tiles(64, depth, min(columns, 64 if narrow else 128), 1, 8, 3)
 
 

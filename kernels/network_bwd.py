@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
-from nftk.kernels._tiles import activation_slope, dot, dot_weighted, pick
+from nftk.kernels._tiles import activation_slope, dot, pick
 from nftk.kernels._walk import block_of_outputs, groups_of, layer_done
 from nftk.kernels._workspace import counters
 from nftk.kernels.choice import Tiles, options
@@ -53,6 +53,8 @@ def _network_bwd_kernel(
                 weight_scale = pick(weight_scales, tl.minimum(layer + 1, L - 1))
                 readout_scale = pick(readout_scales, layer)
             omega_column = tl.load(omega + outs * stride_od + layer * stride_ol, mask=mask_d, other=0.0).to(tl.float32)
+            readout_column = omega_column * readout_scale
+            u = g * readout_column[None, :]
             for n in range(column_program * BLOCK_N, n_out, COLUMNS * BLOCK_N):
                 cols = n + tl.arange(0, BLOCK_N)
                 mask_n = cols < n_out
@@ -69,7 +71,11 @@ def _network_bwd_kernel(
                 acc *= weight_scale
                 v_offsets = outs[:, None] * stride_vd + (first_column + cols)[None, :] * stride_vn
                 v = tl.load(readout_weight + v_offsets, mask=mask_d[:, None] & mask_n[None, :], other=0.0)
-                acc = dot_weighted(g, omega_column * readout_scale, g, v, acc, False, PRECISION)
+                if PRECISION == "fp16":
+                    # as in dot_weighted: u can be beyond float16
+                    acc = dot(g, v.to(tl.float32) * readout_column[:, None], acc, PRECISION)
+                else:
+                    acc = dot(u, v, acc, PRECISION)
                 where = local[:, None] * N + (first_column + cols)[None, :]
                 slope = activation_slope(tl.load(rows_saved + where, mask=mask, other=0.0).to(tl.float32), PHI)
                 tl.store(rows_deltas + where, (acc * slope).to(deltas.dtype.element_ty), mask=mask)

@@ -56,7 +56,8 @@ MUTANTS = {
     "tiles: first column of the layer off": (BOTH, TILES, "column = tl.where(reached, (tile - next_tile) * BLOCK, column)", "column = tl.where(reached, (tile - next_tile) * BLOCK + 1, column)"),
     "tiles: pick is off by one": (BOTH, TILES, "found = tl.where(index == j, values[j], found)", "found = tl.where(index == j, values[j - 1], found)"),
     "tiles: TF32 instead of three products": (BOTH, TILES, 'acc += tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")', 'acc += tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32")'),
-    "tiles: Omega into the gradient, which float16 cannot hold": (BOTH, TILES, 'if PRECISION == "fp16":\n        # g', 'if PRECISION == "none":\n        # g'),
+    "network: Omega into the gradient, which float16 cannot hold": (NETWORK, BACKWARD, 'if PRECISION == "fp16":', 'if PRECISION == "none":'),
+    "tiles: Omega into the gradient, which float16 cannot hold": (READOUT, TILES, 'if PRECISION == "fp16":\n        # g', 'if PRECISION == "none":\n        # g'),
     "tiles: counter left behind": (BOTH, TILES, "        tl.store(counter, 0)", "        pass"),
     "tiles: first to arrive, not last": (BOTH, TILES, "== arrivals - 1", "== 0"),
     "tiles: tanh cancels near 0": (NETWORK, TILES, "return tl.where(tl.abs(x) < 0.5, x * series, tl.exp(x) - 1.0)", "return tl.exp(x) - 1.0"),
@@ -83,7 +84,7 @@ MUTANTS = {
     "network: walk back takes its own weight": (NETWORK, BACKWARD, "above = pick(weights, tl.minimum(layer + 1, L - 1))", "above = pick(weights, layer)"),
     "network: walk back forgets the slope": (NETWORK, BACKWARD, "(acc * slope).to(deltas", "acc.to(deltas"),
     "network: walk back forgets the weight scale": (NETWORK, BACKWARD, "                acc *= weight_scale\n                v_offsets", "                v_offsets"),
-    "network: walk back forgets the readout scale": (NETWORK, BACKWARD, "dot_weighted(g, omega_column * readout_scale,", "dot_weighted(g, omega_column,"),
+    "network: walk back forgets the readout scale": (NETWORK, BACKWARD, "readout_column = omega_column * readout_scale", "readout_column = omega_column"),
     "network: grad x forgets its scale": (NETWORK, BACKWARD, "value = (acc * scale).to", "value = acc.to"),
     "network: slope from h where it needs g": (NETWORK, "nftk/ops/network_triton.py", '"tanh", "elu", "identity"))', '"tanh", "elu", "identity", "gelu"))'),
     # the weights
