@@ -13,7 +13,6 @@
 
 #include "layer_recursion.h"
 #include "tangent_gram.h"
-#include "tangent_gram_cpu.h"
 #include "vector_width.h"
 
 namespace py = pybind11;
@@ -35,84 +34,11 @@ Enum choice(const char* argument, const std::string& given, std::initializer_lis
   throw std::invalid_argument(std::string("nftk._C: ") + argument + " must be one of " + names + ", got " + given);
 }
 
-// A matrix in the memory of a Python object, with any stride between rows; columns lie next to each other unless the
-// caller allows otherwise.
-struct Matrix {
-  py::buffer_info info;
-  int64_t rows, cols, stride1, stride2;
-  Matrix(const char* name, const py::buffer& object, bool writable, bool any_columns = false)
-      : info(object.request(writable)) {
-    check(info.ndim == 2, std::string(name) + " must be a matrix, got " + std::to_string(info.ndim) + " dimensions");
-    rows = info.shape[0], cols = info.shape[1];
-    check(info.strides[0] % info.itemsize == 0 && info.strides[1] % info.itemsize == 0,
-          std::string(name) + " must have strides of whole numbers");
-    stride1 = info.strides[0] / info.itemsize, stride2 = info.strides[1] / info.itemsize;
-    check(any_columns || stride2 == 1 || cols <= 1, std::string(name) + " must have columns next to each other");
-  }
-  template <class T> bool holds() const { return info.item_type_is_equivalent_to<T>(); }
-  template <class T> T* data() const { return static_cast<T*>(info.ptr); }
-};
-
 nftk::VectorWidth vector_width(const std::string& vectors) {
   if (vectors == "auto") return nftk::widest_vectors();
   using nftk::VectorWidth;
   return choice<VectorWidth>("vectors", vectors, {{"baseline", VectorWidth::baseline}, {"avx2", VectorWidth::avx2},
                                                   {"avx512", VectorWidth::avx512}});
-}
-
-void check_range(const char* what, int64_t first, int64_t last, int64_t size) {
-  check(0 <= first && first <= last && last <= size,
-        std::string(what) + " must lie in 0 to " + std::to_string(size) + ", got " + std::to_string(first) + " to " +
-            std::to_string(last));
-}
-
-int64_t outputs_per_sample(const Matrix& out, const Matrix& s) {
-  return s.rows ? out.rows / s.rows : s.cols ? out.cols / s.cols : 0;
-}
-
-template <class T>
-void scale_add_of(const Matrix& out, const Matrix& product, const Matrix& s, int64_t first, int64_t last,
-                  bool accumulate, nftk::VectorWidth width) {
-  const nftk::ScaleAdd<T> call{out.data<T>(), out.stride1, product.data<T>(), product.stride1, s.data<T>(),
-                               s.stride1,     s.stride2,   s.cols,            outputs_per_sample(out, s),
-                               accumulate};
-  const py::gil_scoped_release release;
-  nftk::scale_add(call, first, last, width);
-}
-
-void scale_add(const py::buffer& out_object, const py::buffer& product_object, const py::buffer& s_object,
-               int64_t first_row, int64_t last_row, bool accumulate, const std::string& vectors) {
-  const Matrix out("scale_add: out", out_object, true), product("scale_add: product", product_object, false),
-      s("scale_add: s", s_object, false, true);
-  check(product.rows == out.rows && product.cols == out.cols, "scale_add: product must have the shape of out");
-  const int64_t d = outputs_per_sample(out, s);
-  check(out.rows == s.rows * d && out.cols == s.cols * d, "scale_add: out must be d times as high and as wide as s");
-  check_range("scale_add: rows", first_row, last_row, out.rows);
-  const nftk::VectorWidth width = vector_width(vectors);
-  if (out.holds<float>() && product.holds<float>() && s.holds<float>())
-    scale_add_of<float>(out, product, s, first_row, last_row, accumulate, width);
-  else if (out.holds<double>() && product.holds<double>() && s.holds<double>())
-    scale_add_of<double>(out, product, s, first_row, last_row, accumulate, width);
-  else
-    throw py::type_error("nftk._C.scale_add: out, product and s must all be float32 or all float64");
-}
-
-template <class T> void mirror_of(const Matrix& x, std::array<int64_t, 2> rows, std::array<int64_t, 2> cols) {
-  const py::gil_scoped_release release;
-  nftk::mirror(x.data<T>(), x.stride1, rows[0], rows[1], cols[0], cols[1]);
-}
-
-void mirror(const py::buffer& object, std::array<int64_t, 2> rows, std::array<int64_t, 2> cols) {
-  const Matrix x("mirror: x", object, true);
-  check(x.rows == x.cols, "mirror: x must be square");
-  check_range("mirror: rows", rows[0], rows[1], x.rows);
-  check_range("mirror: cols", cols[0], cols[1], x.cols);
-  if (x.holds<float>())
-    mirror_of<float>(x, rows, cols);
-  else if (x.holds<double>())
-    mirror_of<double>(x, rows, cols);
-  else
-    throw py::type_error("nftk._C.mirror: x must be float32 or float64");
 }
 
 // In the order of LayerRecursionEntry.
@@ -258,9 +184,6 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   using py::arg;
   m.doc() = "The compiled parts of nftk: csrc/, without torch.";
   m.def("build_info", &build_info);
-  m.def("scale_add", &scale_add, arg("out"), arg("product"), arg("s"), arg("first_row"), arg("last_row"), py::kw_only(),
-        arg("accumulate"), arg("vectors") = "auto");
-  m.def("mirror", &mirror, arg("x"), arg("rows"), arg("cols"));
   m.def("layer_recursion", &layer_recursion, arg("layers"), py::kw_only(), arg("gap"), arg("gap_strides"), arg("sizes"),
         arg("rows1"), arg("rows2"), arg("out"), arg("out_strides"), arg("weights"), arg("outputs"), arg("tangent"),
         arg("symmetric"), arg("number"), arg("threads"), arg("vectors") = "auto");

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from typing_extensions import Buffer
-
 class BuildInfo(TypedDict):
     """What the extension was built by and for."""
 
@@ -33,21 +31,6 @@ TangentGramEntry = tuple[
 
 def build_info() -> BuildInfo:
     """What this extension was built by and for."""
-
-def scale_add(
-    out: Buffer,
-    product: Buffer,
-    s: Buffer,
-    first_row: int,
-    last_row: int,
-    *,
-    accumulate: bool,
-    vectors: Literal["auto", "baseline", "avx2", "avx512"] = "auto",
-) -> None:
-    """Rows of out (n1 d, n2 d) = or += product times s (n1, n2), each factor for a block of (d, d); one thread."""
-
-def mirror(x: Buffer, rows: tuple[int, int], cols: tuple[int, int]) -> None:
-    """Write a tile of the upper triangle of a square matrix below the diagonal too; one thread."""
 
 # a layer of csrc/layer_recursion.h in its order
 LayerRecursionEntry = tuple[

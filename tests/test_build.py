@@ -199,7 +199,7 @@ def test_commands(tmp_path, monkeypatch):
     assert f"build {tmp_path}/a$ b$$c/_C.so: link " in text
     assert "'-isystem/pybind 11'" in text
     assert "bindings.cpp.o: binding " in text
-    assert "tangent_gram_cpu.cpp.o: cxx " in text
+    assert "layer_recursion.cpp.o: cxx " in text
     assert "nvcc" not in text.replace("no '\"'\"'nvcc'\"'\"'", "")
     assert "-O3" in text
     assert "march=native" not in text
@@ -371,10 +371,10 @@ def test_an_editable_install_finds_the_extension(checkout):
 @pytest.mark.slow
 def test_only_what_changed_is_compiled_again(checkout):
     source, install, _ = checkout
-    os.utime(source / "csrc/tangent_gram_cpu.cpp")
+    os.utime(source / "csrc/layer_recursion.cpp")
     code, told = install()
     assert code == 0, told
-    assert [Path(path).name for path in re.findall(r" -c (\S+)", told)] == ["tangent_gram_cpu.cpp"]
+    assert [Path(path).name for path in re.findall(r" -c (\S+)", told)] == ["layer_recursion.cpp"]
 
 
 @linux
@@ -382,7 +382,7 @@ def test_only_what_changed_is_compiled_again(checkout):
 @pytest.mark.slow
 def test_source_that_does_not_compile_ends_the_build(checkout):
     source, install, _ = checkout
-    path = source / "csrc/tangent_gram_cpu.cpp"
+    path = source / "csrc/layer_recursion.cpp"
     right = path.read_text()
     path.write_text(right + "int wrong = this_name_is_not_there;\n")
     code, told = install()

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,122 +17,46 @@ if _extension.NO_CPP is None:
     from nftk import _C
 
 WIDTHS = ["baseline", "avx2", "avx512"]
-DTYPES = [torch.float32, torch.float64]
-# (n1, n2, d): one, primes, blocks of 512 columns that end within an example, none
-SHAPES = [(1, 1, 1), (3, 5, 7), (4, 110, 5), (2, 600, 1), (2, 2, 400), (0, 3, 2), (3, 0, 2), (2, 3, 0)]
-
-
-def has_vectors(name):
-    return WIDTHS.index(name) <= WIDTHS.index(_C.build_info()["vectors"])
-
-
-def scattered(rows, cols, dtype, *, by_cols=False, apart=4):
-    """A matrix of random numbers with NaN between its rows, or its columns too."""
-    step = 3 if by_cols else 1
-    whole = torch.full((rows, cols * step + apart), torch.nan, dtype=dtype)
-    part = whole[:, 2 : 2 + cols * step : step]
-    part.copy_(torch.randn(rows, cols))
-    return whole, part
 
 
 @needs_extension
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("accumulate", [False, True], ids=["write", "add"])
-@pytest.mark.parametrize("vectors", WIDTHS)
-def test_scale_add(dtype, shape, accumulate, vectors):
-    if not has_vectors(vectors):
-        pytest.skip(f"this CPU has no {vectors}")
-    n1, n2, d = shape
-    whole, out = scattered(n1 * d, n2 * d, dtype)
-    _, product = scattered(n1 * d, n2 * d, dtype, apart=5)
-    _, s = scattered(n1, n2, dtype, by_cols=True)
-    before = out.clone() if accumulate else torch.zeros_like(out)
-    if not accumulate:
-        out.fill_(torch.nan)
-    truth = before + s.repeat_interleave(d, 0).repeat_interleave(d, 1) * product
-    # two ranges that split the rows of one example, as two threads would
-    cut = (n1 * d) // 2
-    for first, last in [(0, cut), (cut, n1 * d)]:
-        _C.scale_add(out.numpy(), product.numpy(), s.numpy(), first, last, accumulate=accumulate, vectors=vectors)
-    torch.testing.assert_close(out, truth, rtol=2 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
-    assert whole[:, :2].isnan().all()
-    assert whole[:, -2:].isnan().all()
+def test_wrong_counts_are_refused():
+    layer = (0, 0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0)
+    numbers = torch.ones(64, dtype=torch.float64)
 
+    def recursion(layers=(layer,), **changes):
+        memory = dict.fromkeys(("gap", "rows1", "rows2", "out"), numbers.data_ptr())
+        rest = {
+            "gap_strides": (2, 1), "sizes": (2, 2), "out_strides": (4, 2, 1), "weights": 0, "outputs": 1,
+            "tangent": True, "symmetric": False, "number": "float64", "threads": 1,
+        }  # fmt: skip
+        _C.layer_recursion(list(layers), **(memory | rest | changes))
 
-@needs_extension
-def test_scale_add_writes_no_other_row():
-    out = np.zeros((6, 4))
-    _C.scale_add(out, np.ones((6, 4)), np.ones((3, 2)), 1, 4, accumulate=False)
-    assert out.any(1).tolist() == [False, True, True, True, False, False]
+    def gaps(**changes):
+        memory = dict.fromkeys(("gram", "u1", "u2"), numbers.data_ptr())
+        rest = {"stride": 2, "sizes": (2, 2, 3), "near": 0.1, "upper": False, "number": "float64", "threads": 1}
+        _C.gaps_from_gram(**(memory | rest | changes))
 
-
-@needs_extension
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 100])
-def test_mirror(dtype, n):
-    whole, x = scattered(n, n, dtype)
-    x.copy_(torch.where(torch.ones(n, n).triu().bool(), x, torch.nan))
-    truth = x.triu().nan_to_num() + x.triu(1).nan_to_num().T
-    # tiles that no block size divides
-    edges = [0, n // 3, n // 2, n]
-    for rows in zip(edges, edges[1:], strict=False):
-        for cols in zip(edges, edges[1:], strict=False):
-            _C.mirror(x.numpy(), rows, cols)
-    assert torch.equal(x, truth)
-    assert whole[:, :2].isnan().all()
-    assert whole[:, -2:].isnan().all()
-
-
-@needs_extension
-@pytest.mark.parametrize(("rows", "cols"), [((1, 4), (2, 6)), ((0, 3), (4, 6)), ((3, 7), (0, 7)), ((4, 6), (0, 3))])
-def test_mirror_leaves_other_tiles_alone(rows, cols):
-    x = np.arange(49.0).reshape(7, 7)
-    before = x.copy()
-    _C.mirror(x, rows, cols)
-    for r in range(7):
-        for c in range(7):
-            mirrored = rows[0] <= c < rows[1] and cols[0] <= r < cols[1] and c < r
-            assert x[r, c] == (before[c, r] if mirrored else before[r, c])
-
-
-def read_only(x):
-    x.flags.writeable = False
-    return x
-
-
-@needs_extension
-def test_errors():
-    x, s = np.zeros((6, 4)), np.zeros((3, 2))
-
-    def add(out=x, product=x, s=s, rows=(0, 6), vectors="auto"):
-        _C.scale_add(out, product, s, *rows, accumulate=True, vectors=vectors)
-
+    recursion()
+    gaps()
+    too_wide = WIDTHS[WIDTHS.index(_C.build_info()["vectors"]) + 1 :]
     for call, error, text in [
-        (lambda: add(product=np.zeros((6, 3))), ValueError, "product must have the shape of out"),
-        (lambda: add(s=np.zeros((3, 3))), ValueError, "out must be d times as high and as wide as s"),
-        (lambda: add(s=np.zeros((4, 2))), ValueError, "out must be d times as high and as wide as s"),
-        (lambda: add(rows=(0, 7)), ValueError, "rows must lie in 0 to 6, got 0 to 7"),
-        (lambda: add(rows=(-1, 2)), ValueError, "rows must lie in 0 to 6, got -1 to 2"),
-        (lambda: add(rows=(3, 2)), ValueError, "rows must lie in 0 to 6, got 3 to 2"),
-        (lambda: add(s=np.zeros(3)), ValueError, "s must be a matrix, got 1 dimensions"),
-        (lambda: add(out=np.zeros((6, 8))[:, ::2]), ValueError, "out must have columns next to each other"),
-        (lambda: add(s=s.astype(np.float32)), TypeError, "must all be float32 or all float64"),
-        (lambda: add(vectors="neon"), ValueError, "vectors must be one of baseline, avx2, avx512, got neon"),
-        (lambda: add(out=read_only(np.zeros((6, 4)))), (BufferError, ValueError), "read-only"),
-        (lambda: add(out=None), TypeError, "incompatible function arguments"),
-        (lambda: _C.mirror(x, (0, 1), (0, 1)), ValueError, "x must be square"),
-        (lambda: _C.mirror(np.zeros((2, 2)), (0, 3), (0, 1)), ValueError, "rows must lie in 0 to 2, got 0 to 3"),
-        (lambda: _C.mirror(np.zeros((2, 2)), (0, 1), (-1, 1)), ValueError, "cols must lie in 0 to 2, got -1 to 1"),
-        (lambda: _C.mirror(np.zeros((2, 2), int), (0, 1), (0, 1)), TypeError, "x must be float32 or float64"),
-        (lambda: _C.mirror(np.zeros((2, 2)), (0, 1, 2), (0, 1)), TypeError, "incompatible function arguments"),
+        (lambda: recursion([layer[:-1]]), TypeError, "incompatible function arguments"),
+        (lambda: recursion([(99, *layer[1:])]), ValueError, "layer_recursion: kind is unknown"),
+        (lambda: recursion([(0, -1, *layer[2:])]), ValueError, "layer_recursion: order must be at least 0"),
+        (lambda: recursion(sizes=(-1, 2)), ValueError, "layer_recursion: sizes must be at least 0"),
+        (lambda: recursion(rows2=0), ValueError, "layer_recursion: tensors must have memory, got address 0"),
+        (lambda: recursion(gap_strides=(1, 2)), ValueError, "layer_recursion: columns must lie next to each other"),
+        (lambda: recursion(sizes=(1, 2), symmetric=True), ValueError, "symmetric must go with as many rows as columns"),
+        (lambda: recursion(number="int8"), ValueError, "layer_recursion: number must be float32 or float64"),
+        (lambda: recursion(vectors="neon"), ValueError, "vectors must be one of baseline, avx2, avx512, got neon"),
+        (lambda: gaps(u1=0), ValueError, "gaps_from_gram: tensors must have memory, got address 0"),
+        (lambda: gaps(sizes=(1, 2, 3), upper=True), ValueError, "upper must go with as many rows as columns"),
+        (lambda: gaps(number="half"), ValueError, "gaps_from_gram: number must be float32 or float64"),
+        *((lambda name=name: recursion(vectors=name), ValueError, f"this CPU has no {name}") for name in too_wide),
     ]:
         with pytest.raises(error, match=re.escape(text)):
             call()
-    too_wide = [name for name in WIDTHS if not has_vectors(name)]
-    for name in too_wide:
-        with pytest.raises(ValueError, match=f"this CPU has no {name}"):
-            add(vectors=name)
 
 
 @needs_extension
