@@ -1,26 +1,27 @@
 """LayerKernels: kernels of one pair of batches, kept apart by layer."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
-from nftk._checks import check_choice, check_list, check_number, check_shape, check_tensor
+from nftk._checks import check_choice, check_shape, check_tensor
 from nftk.ops.tangent_gram_torch import as_blocks, as_memory
+from nftk.tangent.combination import as_factor, combine, is_zero
+from nftk.tangent.normalization import normalize
+from nftk.tangent.selection import Index, layer_places, parts, places, same, take
 
 _OP = "LayerKernels"
 Reduction = Literal["full", "trace", "diagonal", "sum_logits", "scalar"]
 REDUCTIONS = ("full", "trace", "diagonal", "sum_logits", "scalar")
-_SHAPES: dict[str, tuple[int | str, ...]] = {
+SHAPES: dict[str, tuple[int | str, ...]] = {
     "full": ("L", "n1", "n2", "d", "d"),
     "diagonal": ("L", "n1", "n2", "d"),
     **dict.fromkeys(("trace", "sum_logits", "scalar"), ("L", "n1", "n2")),
 }
-Index = int | slice | Sequence[int] | Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -56,12 +57,25 @@ class LayerKernels:
     normalization: str | None = None
     symmetric: bool = False
 
+    # numpy's numbers leave multiplication to __rmul__
+    __array_ufunc__ = None
+    # Python would walk back over examples, as if they were blocks
+    __reversed__ = None
+
     def __post_init__(self) -> None:
         check_choice(_OP, "reduction", self.reduction, REDUCTIONS)
         check_tensor(_OP, "blocks", self.blocks)
-        want = _SHAPES[self.reduction]
-        check_shape(_OP, "blocks", self.blocks, want)
-        object.__setattr__(self, "names", tuple(self.names))
+        check_shape(_OP, "blocks", self.blocks, SHAPES[self.reduction])
+        names: object = self.names
+        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+            raise TypeError(f"nftk.{_OP}: names must be a list of strings, got {names!r}")
+        object.__setattr__(self, "names", tuple(names))
+        if self.normalization not in (None, "cosine", "joint"):
+            raise ValueError(
+                f"nftk.{_OP}: normalization must be None or one of 'cosine', 'joint', got {self.normalization!r}"
+            )
+        if not isinstance(self.symmetric, bool):
+            raise TypeError(f"nftk.{_OP}: symmetric must be True or False, got {self.symmetric!r}")
         if len(self.names) != len(self):
             raise ValueError(f"nftk.{_OP}: names must have {len(self)} entries, one a block, got {len(self.names)}")
         if self.reduction == "full" and self.blocks.shape[3] != self.blocks.shape[4]:
@@ -74,6 +88,12 @@ class LayerKernels:
     def __len__(self) -> int:
         """Number of blocks, L."""
         return self.blocks.shape[0]
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            f"nftk.{_OP}: a loop must be over k.blocks or k.names, which have an entry a layer, got the kernels "
+            "themselves; k[i] is of examples"
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -95,42 +115,20 @@ class LayerKernels:
         Args:
             omega: ``(d, L)``, or ``(L,)`` for the same weights in every class. Trace and sum_logits take ``(L,)``
                 only, because their classes are gone.
-            power: p: 2, or 1 for the paper's own equation 15; other than 2 wants omega non-negative.
+            power: p, above 0: 2, or 1 for the paper's own equation 15; other than 2 wants omega non-negative.
 
         Returns:
             full: ``(n1, n2, d, d)``; diagonal: ``(d, n1, n2)``; scalar: ``(d, n1, n2)``, or ``(n1, n2)`` for omega
-            ``(L,)``; trace and sum_logits: ``(n1, n2)``. Differentiable in omega and in the blocks.
+            ``(L,)``; trace and sum_logits: ``(n1, n2)``. Differentiable in omega and in the blocks. A slope that does
+            not exist at a weight of 0 is taken as 0: in full that of two classes' entries for p below 2, else for p
+            below 1.
 
         Raises:
-            ValueError: If the shape of omega does not fit, or a power meets a negative entry.
+            TypeError: If omega or power are no numbers.
+            ValueError: If they are not finite, the shape of omega does not fit, or a power meets a negative entry.
+                Under torch.vmap and torch.compile the entries of omega are not looked at.
         """
-        omega = torch.as_tensor(omega, dtype=self.blocks.dtype, device=self.blocks.device)
-        if omega.ndim == 1:
-            check_shape(_OP + ".combine", "omega", omega, (len(self),))
-        elif self.reduction in ("trace", "sum_logits"):
-            raise ValueError(
-                f"nftk.{_OP}.combine: omega must have shape [{len(self)}], because {self.reduction!r} has no classes "
-                f"left, got {list(omega.shape)}"
-            )
-        else:
-            check_shape(_OP + ".combine", "omega", omega, (self.outputs or "d", len(self)))
-        if power != 2 and bool((omega.detach() < 0).any()):
-            raise ValueError(f"nftk.{_OP}.combine: omega must be at least 0 where power is not 2, got {omega.min()}")
-        if self.reduction == "full":
-            root = omega if power == 2 else omega ** (power / 2)
-            if root.ndim == 1:
-                return torch.einsum("l,lxyij->xyij", root.square(), self.blocks)
-            # summed layer by layer: no weighted copy of all blocks
-            total = self.blocks.new_zeros(())
-            for block, w in zip(self.blocks, root.unbind(1), strict=True):
-                total = total + block * torch.outer(w, w)
-            return total
-        weights = omega**power
-        if self.reduction == "diagonal":
-            subscripts = "l,lxyi->ixy" if weights.ndim == 1 else "il,lxyi->ixy"
-        else:
-            subscripts = "l,lxy->xy" if weights.ndim == 1 else "il,lxy->ixy"
-        return torch.einsum(subscripts, weights, self.blocks)
+        return combine(_OP + ".combine", self.blocks, self.reduction, omega, power)
 
     def matrix(self) -> Tensor:
         """The blocks as matrices, for a solver.
@@ -172,10 +170,12 @@ class LayerKernels:
             columns: Those of the second examples.
 
         Returns:
-            New kernels. A pair with a self-kernel of 0 gets 0.
+            New kernels. A pair with a self-kernel of 0 gets 0, with a gradient of 0.
 
         Raises:
-            ValueError: If self-kernels are missing or of another shape, or the kernels are normalised already.
+            TypeError: If rows or columns are no floating tensors.
+            ValueError: If self-kernels are missing, of another shape or on another device, or the kernels are
+                normalised already.
         """
         op = _OP + ".normalize"
         check_choice(op, "how", how, ("cosine", "joint"))
@@ -186,35 +186,15 @@ class LayerKernels:
                 f"nftk.{op}: rows and columns must be given for two sets of examples; nftk.tangent.self_kernels "
                 "computes them"
             )
-        own = None
-        if self.symmetric:
-            own = self.diagonal()
-            own = own.diagonal(dim1=2, dim2=3) if self.reduction == "full" else own
-        scales = []
-        for name, given, n in (("rows", rows, self.shape[0]), ("columns", columns, self.shape[1])):
-            squares = own if given is None else given
-            assert squares is not None
-            check_shape(op, name, squares, (len(self), n, *([self.outputs] if self.outputs else [])))
-            if how == "joint":
-                squares = squares.sum(0, keepdim=True)
-            scales.append(torch.where(squares > 0, squares.rsqrt(), squares.new_zeros(())))
-        left, right = scales
-        if self.reduction == "full":
-            scale = left[:, :, None, :, None] * right[:, None, :, None, :]
-        else:
-            scale = left[:, :, None] * right[:, None]
-        return dataclasses.replace(self, blocks=self.blocks * scale, normalization=how)
+        own = self.diagonal() if rows is None or columns is None else None
+        blocks = normalize(op, self.blocks, self.reduction, how, own, rows, columns)
+        return dataclasses.replace(self, blocks=blocks, normalization=how)
 
     def __getitem__(self, index: Index | tuple[Index, Index]) -> "LayerKernels":
-        """Some examples: ``k[rows, columns]`` or ``k[rows]``; a view for slices and numbers, a copy for lists."""
-        rows, columns = index if isinstance(index, tuple) else (index, slice(None))
-        same = self.symmetric and isinstance(rows, slice) and rows == columns
-        blocks = self.blocks
-        for dim, part in ((1, rows), (2, columns)):
-            blocks = _take(blocks, dim, part)
-        if not same and self.symmetric and not isinstance(rows, slice) and type(rows) is type(columns):
-            same = bool(torch.equal(torch.as_tensor(rows), torch.as_tensor(columns)))
-        return dataclasses.replace(self, blocks=blocks, symmetric=same)
+        """Some examples: ``k[rows, columns]`` or ``k[rows]``; a view for numbers and ascending slices, else a copy."""
+        rows, columns = (places(_OP, part, n) for part, n in zip(parts(_OP, index), self.shape, strict=True))
+        blocks = take(take(self.blocks, 1, rows), 2, columns)
+        return dataclasses.replace(self, blocks=blocks, symmetric=self.symmetric and same(rows, columns))
 
     def select(self, layers: Sequence[int | str]) -> "LayerKernels":
         """Keep some blocks.
@@ -228,20 +208,10 @@ class LayerKernels:
         Raises:
             ValueError: If there is no such block.
         """
-        check_list(_OP + ".select", "layers", layers)
-        places = []
-        for wanted in layers:
-            known = wanted in self.names if isinstance(wanted, str) else -len(self) <= wanted < len(self)
-            if not known:
-                known_names = ", ".join(map(repr, self.names))
-                raise ValueError(
-                    f"nftk.{_OP}.select: layers must be below {len(self)} or among {known_names}, got {wanted!r}"
-                )
-            places.append(self.names.index(wanted) if isinstance(wanted, str) else wanted % len(self))
-        chosen = torch.as_tensor(places, device=self.blocks.device, dtype=torch.int64)
-        memory = as_memory(self.reduction, self.blocks).index_select(0, chosen)
+        chosen = layer_places(_OP + ".select", layers, self.names)
+        memory = take(as_memory(self.reduction, self.blocks), 0, chosen)
         return dataclasses.replace(
-            self, blocks=as_blocks(self.reduction, memory), names=tuple(self.names[i] for i in places)
+            self, blocks=as_blocks(self.reduction, memory), names=tuple(self.names[i] for i in chosen)
         )
 
     def to(self, *args: Any, **keywords: Any) -> "LayerKernels":
@@ -252,30 +222,41 @@ class LayerKernels:
         """
         return dataclasses.replace(self, blocks=self.blocks.to(*args, **keywords))
 
-    def __add__(self, other: "LayerKernels") -> "LayerKernels":
-        """Sum, block by block."""
-        return self._with(other, 1)
+    def __add__(self, other: "LayerKernels | int") -> "LayerKernels":
+        """Sum, block by block; with 0 the kernels themselves, so that ``sum`` works."""
+        if isinstance(other, LayerKernels):
+            return self._with(other, 1)
+        return self if isinstance(other, int | float) and not isinstance(other, bool) and other == 0 else NotImplemented
+
+    __radd__ = __add__
 
     def __sub__(self, other: "LayerKernels") -> "LayerKernels":
         """Difference, block by block."""
-        return self._with(other, -1)
+        return self._with(other, -1) if isinstance(other, LayerKernels) else NotImplemented
 
-    def __mul__(self, factor: float) -> "LayerKernels":
-        """Multiply by a number."""
-        return dataclasses.replace(self, blocks=self.blocks * check_number(_OP, "a factor", factor, -math.inf))
+    def __neg__(self) -> "LayerKernels":
+        """All blocks with the other sign."""
+        return dataclasses.replace(self, blocks=-self.blocks)
+
+    def __mul__(self, factor: float | Tensor) -> "LayerKernels":
+        """Multiply by a number, or by a tensor ``()``, differentiable."""
+        found = as_factor(_OP, "a factor", factor)
+        if found is None:
+            return NotImplemented
+        return dataclasses.replace(self, blocks=self.blocks * found)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, factor: float) -> "LayerKernels":
-        """Divide by a number."""
-        divisor = check_number(_OP, "a divisor", factor, -math.inf)
-        if divisor == 0:
-            raise ValueError(f"nftk.{_OP}: a divisor must not be 0, got {factor}")
-        return dataclasses.replace(self, blocks=self.blocks / divisor)
+    def __truediv__(self, divisor: float | Tensor) -> "LayerKernels":
+        """Divide by a number, or by a tensor ``()``, differentiable."""
+        found = as_factor(_OP, "a divisor", divisor)
+        if found is None:
+            return NotImplemented
+        if is_zero(found):
+            raise ValueError(f"nftk.{_OP}: a divisor must not be 0, got {found:g}")
+        return dataclasses.replace(self, blocks=self.blocks / found)
 
     def _with(self, other: "LayerKernels", sign: int) -> "LayerKernels":
-        if not isinstance(other, LayerKernels):
-            return NotImplemented
         for what in ("reduction", "normalization", "names"):
             mine, theirs = getattr(self, what), getattr(other, what)
             if mine != theirs:
@@ -295,6 +276,10 @@ class LayerKernels:
 
         Args:
             path: The file; written beside it and moved into place, so it is whole or not there.
+
+        Raises:
+            ValueError: If path is a folder, or in none.
+            OSError: If the file cannot be written.
         """
         from nftk.tangent.kernel_file import save
 
@@ -312,7 +297,7 @@ class LayerKernels:
             The kernels.
 
         Raises:
-            ValueError: If the file is missing, damaged, or holds no kernels.
+            ValueError: If the device cannot be used, or the file is missing, damaged, or holds no kernels.
         """
         from nftk.tangent.kernel_file import load
 
@@ -323,32 +308,14 @@ class LayerKernels:
         what = f"{self.reduction}, {self.outputs} outputs" if self.outputs else self.reduction
         size = self.blocks.numel() * self.blocks.element_size()
         shown = list(self.names) if len(self) <= 4 else [*self.names[:2], "...", self.names[-1]]
-        parts = [
+        told = [
             f"{len(self)} {'block' if len(self) == 1 else 'blocks'} of {n1} x {n2} examples ({what})",
             *(["symmetric"] if self.symmetric else []),
             *([f"normalized: {self.normalization}"] if self.normalization else []),
             f"{str(self.blocks.dtype).removeprefix('torch.')} on {self.blocks.device}, {_size(size)}",
             ", ".join(shown),
         ]
-        return f"LayerKernels({'; '.join(parts)})"
-
-
-def _take(x: Tensor, dim: int, index: Index) -> Tensor:
-    if isinstance(index, slice):
-        if index.step is not None and index.step < 0:
-            return x.index_select(
-                dim, torch.arange(x.shape[dim], device=x.device)[list(range(*index.indices(x.shape[dim])))]
-            )
-        return x[(slice(None),) * dim + (index,)]
-    if isinstance(index, int):
-        if not -x.shape[dim] <= index < x.shape[dim]:
-            raise IndexError(f"nftk.{_OP}: an index must be below {x.shape[dim]}, got {index}")
-        return x.narrow(dim, index % x.shape[dim], 1)
-    places = torch.as_tensor(index, device=x.device)
-    if places.dtype is torch.bool:
-        check_shape(_OP, "a mask", places, (x.shape[dim],))
-        places = places.nonzero().flatten()
-    return x.index_select(dim, places)
+        return f"LayerKernels({'; '.join(told)})"
 
 
 def _size(count: float) -> str:
