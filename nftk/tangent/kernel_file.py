@@ -4,45 +4,57 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from nftk._checks import check_choice
 from nftk._files import replacing
 from nftk.ops.tangent_gram_torch import as_blocks, as_memory
-from nftk.tangent.layer_kernels import LayerKernels
+from nftk.tangent.layer_kernels import REDUCTIONS, SHAPES, LayerKernels
 
 _OP = "LayerKernels"
 _KEY, _TENSOR = "nftk", "kernels"
-_DTYPES = {"float32": "F32", "float64": "F64"}
 
 
 def save(kernels: LayerKernels, path: str | Path) -> None:
     """Do the work of ``LayerKernels.save``."""
+    if Path(path).is_dir():
+        raise ValueError(f"nftk.{_OP}.save: {path} must be a file, got a folder")
     memory = as_memory(kernels.reduction, kernels.blocks.detach()).cpu().contiguous()
     header = describe(kernels.names, kernels.reduction, kernels.normalization, kernels.symmetric)
     with replacing(path) as temporary:
-        save_file({_TENSOR: memory}, str(temporary), metadata={_KEY: header})
+        try:
+            save_file({_TENSOR: memory}, str(temporary), metadata={_KEY: header})
+        except SafetensorError as error:
+            # replacing puts the path in the place of the temporary file's
+            raise OSError(str(error)) from error
 
 
 def load(path: str | Path, device: torch.device | str) -> LayerKernels:
     """Do the work of ``LayerKernels.load``."""
+    place = _usable(device)
     if not Path(path).is_file():
-        raise ValueError(f"nftk.{_OP}.load: {path} must be a file, got none there")
+        found = "a folder" if Path(path).is_dir() else "none there"
+        raise ValueError(f"nftk.{_OP}.load: {path} must be a file, got {found}")
     try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
-            header = json.loads((file.metadata() or {}).get(_KEY, ""))["kernel"]
+        with safe_open(str(path), framework="pt") as file:
+            told = _told((file.metadata() or {}).get(_KEY, ""))
+            check_choice(_OP, "reduction", told["reduction"], REDUCTIONS)
             memory = file.get_tensor(_TENSOR)
-        blocks = as_blocks(header["reduction"], memory)
-        return LayerKernels(
-            blocks, tuple(header["names"]), header["reduction"], header["normalization"], header["symmetric"]
-        )
+        if memory.ndim != len(SHAPES[told["reduction"]]):
+            raise ValueError(
+                f"blocks must have {len(SHAPES[told['reduction']])} dimensions where reduction is "
+                f"{told['reduction']!r}, got {memory.ndim}"
+            )
+        kernels = LayerKernels(as_blocks(told["reduction"], memory), **told)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"nftk.{_OP}.load: {path} must be a whole safetensors file of kernels, got {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+    # RuntimeError also of a header nested too deep
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).removeprefix(f"nftk.{_OP}: ")
         raise ValueError(f"nftk.{_OP}.load: {path} must hold kernels that nftk wrote, got {reason}") from error
+    return kernels.to(place)
 
 
 def describe(names: tuple[str, ...], reduction: str, normalization: str | None, symmetric: bool) -> str:
@@ -53,22 +65,26 @@ def describe(names: tuple[str, ...], reduction: str, normalization: str | None, 
     return json.dumps({"kernel": told})
 
 
-def create(path: Path, shape: tuple[int, ...], dtype: torch.dtype, header: str) -> None:
-    """Write a file that is whole but for its numbers, which are zeros that take no room on the disk yet."""
-    name = str(dtype).removeprefix("torch.")
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(name).itemsize
-    entry: dict[str, Any] = {"dtype": _DTYPES[name], "shape": list(shape), "data_offsets": [0, size]}
-    text = json.dumps({"__metadata__": {_KEY: header}, _TENSOR: entry}).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + size)
+def _told(header: str) -> dict[str, Any]:
+    """What :func:`describe` was told."""
+    found = json.loads(header) if header else None
+    kernel = found.get("kernel") if isinstance(found, dict) else None
+    if not isinstance(kernel, dict):
+        raise ValueError("no header that describes any")
+    missing = [name for name in ("names", "reduction", "normalization", "symmetric") if name not in kernel]
+    if missing:
+        raise ValueError(f"no {missing[0]!r} in its header")
+    return {name: kernel[name] for name in ("names", "reduction", "normalization", "symmetric")}
 
 
-def open_memory(path: Path) -> "np.memmap[Any, Any]":
-    """The numbers of a file that :func:`create` wrote, to be written into."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[_TENSOR]
-    name = next(name for name, code in _DTYPES.items() if code == entry["dtype"])
-    return np.memmap(path, np.dtype(name), "r+", offset=8 + length, shape=tuple(entry["shape"]))
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    # torch raises AssertionError where it is built without the device's backend
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"nftk.{_OP}.load: device must be one that torch can use here, got {device!r}: {reason}"
+        ) from None
+    return place
