@@ -1,6 +1,7 @@
-"""Time of nftk.infinite_ntk on a CPU: all layers at once, against the plain formula in eager torch, in one run.
+"""Time of nftk.infinite_ntk: all layers at once, against the plain formula in eager torch, in one run.
 
-neural-tangents lives in an environment of its own, so bench/peers has the comparison with it.
+On a CPU the whole function; on a GPU the recursion by itself too, against what its memory traffic takes at the rate
+of a copy. neural-tangents lives in an environment of its own, so bench/peers has the comparison with it.
 """
 
 import math
@@ -8,13 +9,19 @@ import resource
 import statistics
 import time
 
+import _harness
 import pytest
 import torch
 
 import nftk
+from nftk.ops import cosine_gap, layer_recursion
+from nftk.ops.cosine_gap import directions
+from nftk.ops.duals import Dual
+from nftk.ops.layer_recursion import RecursionLayer
 from nftk.reference import infinite_ntk as reference
 
 POINTS, FEATURES, DEPTH, ROUNDS = 2000, 30, 10, 5
+GPU_POINTS, KINDS = 8192, {"relu": "leaky_relu", "erf": "erf", "gelu": "gelu"}
 EAGER = {"relu": reference.relu_dual, "erf": reference.erf_dual, "gelu": reference.gelu_dual}
 # eager torch over ours, DESIGN's table
 GOALS = {torch.float64: 6.0, torch.float32: 5.0}
@@ -62,7 +69,8 @@ def bench_infinite_ntk(activation, dtype, request, record, folder, device):
     ratio = median["eager"] / median["cpp"]
     result = {
         "op": "infinite_ntk",
-        "case": f"{activation}, depth {DEPTH}, {POINTS} points of {FEATURES} features, {str(dtype).split('.')[1]}",
+        "case": f"{activation}, depth {DEPTH}, {POINTS} points of {FEATURES} features",
+        "precision": str(dtype).split(".")[1],
         "cpu_seconds": seconds,
         "wall_seconds": wall,
         "errors": errors,
@@ -72,15 +80,59 @@ def bench_infinite_ntk(activation, dtype, request, record, folder, device):
     record(f"{folder}/infinite_ntk_{activation}-{str(dtype).split('.')[1]}", result)
 
 
+@pytest.mark.parametrize("activation", EAGER)
+def bench_on_a_gpu(activation, request, record, folder, device, ceilings):
+    if device != "cuda":
+        pytest.skip("times of a GPU")
+    x = torch.randn(GPU_POINTS, FEATURES, generator=torch.Generator().manual_seed(0)).to(device)
+    keywords = {"depth": DEPTH, "activation": activation}
+    means = torch.full((1, DEPTH), 1 / DEPTH, device=device)
+    gap, norms = cosine_gap(x), directions(x)[1] / math.sqrt(FEATURES)
+    layers = [RecursionLayer(Dual(KINDS[activation]), 2.0)] * DEPTH
+    calls = {
+        "eager": lambda: eager(x, EAGER[activation]),
+        "triton": lambda: nftk.infinite_ntk(x, backend="triton", **keywords).blocks,
+        "triton, weighted": lambda: nftk.infinite_ntk(x, backend="triton", weights=means, **keywords).blocks,
+        "recursion": lambda: layer_recursion(gap, norms, layers=layers, backend="triton"),
+        "recursion, weighted": lambda: layer_recursion(gap, norms, layers=layers, weights=means, backend="triton"),
+    }
+    errors = check(calls, x, activation)
+    if request.config.getoption("benchmark_disable"):
+        return
+    clocks = {name: _harness.device_times(call, 100.0) for name, call in calls.items()}
+    median = {name: statistics.median(values) for name, values in clocks.items()}
+    # half of the angles are read, all entries written
+    moved = {name: 4 * GPU_POINTS**2 * (0.5 + (1 if "weighted" in name else DEPTH)) for name in calls}
+    share = {name: moved[name] / median[name] / 1e6 / ceilings["copy_gb_s"] for name in calls if "recursion" in name}
+    result = {
+        "op": "infinite_ntk",
+        "case": f"{activation}, depth {DEPTH}, {GPU_POINTS} points of {FEATURES} features",
+        "precision": "highest",
+        "ms": clocks,
+        "ratio_to_eager": {name: median["eager"] / value for name, value in median.items()},
+        "copy_share": share,
+        "errors": errors,
+        "ceilings": ceilings,
+        "targets": [
+            {
+                "target": ">= 80 % of copy bandwidth, all layers",
+                "value": share["recursion"],
+                "met": share["recursion"] >= 0.8,
+            }
+        ],
+    }
+    record(f"{folder}/infinite_ntk_{activation}-float32", result)
+
+
 def check(calls, x, activation):
     """Each result against float64 on a part of the pairs, beside the diagonal, where plain acos has lost half."""
-    part = x[:100].double()
+    part = x[:100].double().cpu()
     truth = nftk.infinite_ntk(part, depth=DEPTH, activation=activation, backend="torch").blocks
     apart = ~torch.eye(100, dtype=torch.bool)
     errors = {}
     for name, call in calls.items():
         wanted = truth.mean(0, keepdim=True) if "weighted" in name else truth
-        found = call()[:, :100, :100].double()
+        found = call()[:, :100, :100].double().cpu()
         errors[name] = ((found - wanted)[:, apart].norm() / wanted[:, apart].norm()).item()
         assert errors[name] < (1e-5 if x.dtype is torch.float32 else 1e-12), (name, errors)
         assert math.isfinite(found.sum())

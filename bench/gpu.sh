@@ -3,7 +3,7 @@
 #
 #   bench/gpu.sh -t 1500                    all of it, within 25 minutes (without -t: 9.5, which cuts off the last)
 #   bench/gpu.sh build tests sanitize       some of it; the parts are these and tune readout network step tangent_gram
-#   bench/gpu.sh tune bench                 empirical_ntk mnist, of which bench is all after tune
+#   bench/gpu.sh tune bench                 empirical_ntk infinite_ntk mnist, of which bench is all after tune
 #
 # build is csrc, with CUDA and for this GPU alone; where nvcc is not, nftk/_C*.so as it lies here is taken.
 # A part that fails or runs out of time is told at the end and does not stop the others. Logs and records go to $OUT
@@ -29,13 +29,13 @@ began=$SECONDS
 # a part's share of the time that is left
 declare -A weight=(
   [build]=14 [tests]=22 [sanitize]=18 [tune]=20
-  [readout]=10 [network]=20 [step]=16 [tangent_gram]=16 [empirical_ntk]=10 [mnist]=8
+  [readout]=10 [network]=20 [step]=16 [tangent_gram]=16 [empirical_ntk]=10 [infinite_ntk]=4 [mnist]=8
 )
 parts=()
 for part in "${@:-build tests sanitize tune bench}"; do
   for name in $part; do
     if [ "$name" = bench ]; then
-      parts+=(readout network step tangent_gram empirical_ntk mnist)
+      parts+=(readout network step tangent_gram empirical_ntk infinite_ntk mnist)
     elif [ -n "${weight[$name]:-}" ]; then
       parts+=("$name")
     else
@@ -128,6 +128,7 @@ network() { benches network "$1"; }
 step() { benches step "$1"; }
 tangent_gram() { benches tangent_gram "$1"; }
 empirical_ntk() { benches empirical_ntk "$1"; }
+infinite_ntk() { benches infinite_ntk "$1"; }
 mnist() { benches mnist "$1"; }
 
 rm -f "$OUT"/{build,tests,sanitize,tune,bench}.log "$OUT"/summary.txt

@@ -104,6 +104,27 @@ def grams(device):
     return count, wrong
 
 
+def recursions(device):
+    """Return the numbers of launches of layer_recursion and of wrong ones, and print each of those."""
+    wrong = count = 0
+    for phi, n2, b, k in itertools.product(("relu", "erf", "sin", "gelu"), (None, 29), (0.0, 0.3), (0, 1, 2)):
+        torch.manual_seed(0)
+        x1, x2 = torch.randn(137, 5), None if n2 is None else torch.randn(n2, 5)
+        weights = torch.rand(k, 3) if k else None
+        settings = {"depth": 3, "activation": phi, "bias_var": b, "weights": weights}
+        there = [None if x is None else x.to(device) for x in (x1, x2)]
+        found = nftk.infinite_ntk(*there, backend="triton", **settings).blocks.cpu().double()
+        wide = [None if x is None else x.double() for x in (x1, x2)]
+        truth = nftk.infinite_ntk(*wide, backend="torch", **settings).blocks
+        off = ((found - truth).norm() / truth.norm()).item()
+        count += 1
+        # a NaN is not below anything
+        if not off < 2e-6:
+            wrong += 1
+            print(f"infinite_ntk {phi}, n2 {n2}, bias_var {b}, {k} sums: is off by {off:.1e}", flush=True)
+    return count, wrong
+
+
 def main(device="cuda"):
     """Return the number of wrong results, and print each."""
     wrong = count = 0
@@ -116,8 +137,8 @@ def main(device="cuda"):
             wrong += 1
             print(f"{dataclasses.asdict(job)} widths {widths} splits {tiles.splits}: {said}", flush=True)
     if device == "cuda":
-        more, bad = grams(device)
-        count, wrong = count + more, wrong + bad
+        for more, bad in (grams(device), recursions(device)):
+            count, wrong = count + more, wrong + bad
         torch.cuda.synchronize()
     print(f"{count} launches, {wrong} wrong")
     return wrong

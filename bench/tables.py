@@ -1,6 +1,7 @@
 """python bench/tables.py [--check]: write the tables of README.md and bench/README.md from the records."""
 
 import functools
+import itertools
 import json
 import statistics
 import sys
@@ -160,6 +161,87 @@ def peer_table(root=ROOT):
     return "\n".join([*lines, f"\n{told}; {', '.join(record['packages'])}; {machine['date']}; {machine['commit']}."])
 
 
+def infinite_table(root=ROOT):
+    """infinite_ntk on a CPU against eager torch, and against neural-tangents' stax, each in a run of its own."""
+    lines = ["| ten kernels | nftk | weighted sum alone | plain PyTorch |", "|---|---|---|---|"]
+    machine = None
+    for activation, dtype in itertools.product(("relu", "erf", "gelu"), ("float64", "float32")):
+        path = root / "bench" / "results" / "cpu" / f"infinite_ntk_{activation}-{dtype}.json"
+        if path.exists():
+            record = read(path)
+            machine = record["machine"]
+            median = {name: statistics.median(times) for name, times in record["cpu_seconds"].items()}
+            ours = median["cpp"]
+            cells = [f"{ours:.2f} s", f"{median['cpp, weighted']:.2f} s"]
+            cells.append(f"{median['eager']:.2f} s, {median['eager'] / ours:.1f}x")
+            lines.append(f"| {activation}, {dtype} | " + " | ".join(cells) + " |")
+    if machine is None:
+        return "No record."
+    threads = f"{machine['threads']} thread{'s'[: machine['threads'] > 1]}"
+    lines.append(
+        f"\nSeconds of CPU time; {machine['cpu']}, {threads}; torch {machine['torch']}; {machine['date']}; "
+        f"{machine['commit']}."
+    )
+    path = root / "bench" / "results" / "cpu" / "peers_infinite_ntk.json"
+    if path.exists():
+        record = read(path)
+        rows = {row["provider"]: row for row in record["rows"]}
+        lines += [
+            "",
+            "| ten kernels, float64 | nftk | stax, as it comes | stax, compiled together |",
+            "|---|---|---|---|",
+        ]
+        for activation in ("relu", "erf", "gelu"):
+            them = [rows[f"neural-tangents {activation}{how}"] for how in ("", " compiled")]
+            cells = [f"{one['ms_50'] / 1e3:.2f} s, {one['ratio_to_nftk']:.1f}x" for one in them]
+            ours = f"{rows[f'nftk {activation}']['ms_50'] / 1e3:.2f} s"
+            lines.append("| " + " | ".join([activation, ours, *cells]) + " |")
+        machine = record["machine"]
+        threads = f"{machine['threads']} thread{'s'[: machine['threads'] > 1]}"
+        packages = ", ".join(name for name in record["packages"] if name.startswith(("jax", "neural")))
+        lines.append(f"\n{threads}; {packages}; {machine['date']}; {machine['commit']}.")
+    return "\n".join(lines)
+
+
+def theorem_table(root=ROOT):
+    """Theorem 1: how far networks that were trained are from ridge regression on four kernels."""
+    path = root / "bench" / "results" / "theorem1.json"
+    if not path.exists():
+        return "No record."
+    record = read(path)
+    lines = [
+        "| width | " + " | ".join(str(width) for width in record["widths"]) + " | slope |",
+        "|---|" + "---|" * len(record["widths"]) + "---|",
+    ]
+    for kind, said in (
+        ("exact", "the network's own kernel"),
+        ("layers", "the sum of its layers' kernels, omega squared"),
+        ("squared", "infinite width, omega squared"),
+        ("linear", "infinite width, omega as in the paper"),
+    ):
+        cells = [f"{value:.3f}" for value in record["mean_errors"][kind]]
+        lines.append(f"| {said} | " + " | ".join(cells) + f" | {record['slopes'][kind]:.2f} |")
+    return "\n".join(lines)
+
+
+def mnist_omega_table(root=ROOT):
+    """MNIST by ridge regression on ten infinite kernels: what learning Omega gains."""
+    path = root / "bench" / "results" / "mnist_omega.json"
+    if not path.exists():
+        return "No record."
+    record = read(path)
+    runs = [run["test_accuracy"] for run in record["runs"]]
+    depths = [name for name in runs[0] if name.startswith("depth ")]
+    best = [max(run[depth] for depth in depths) for run in runs]
+    lines = ["| kernel | test accuracy | above the best depth |", "|---|---|---|"]
+    for name in (*depths, "uniform", *record["learned_above"]):
+        values = [run[name] for run in runs]
+        gains = [100 * (value - other) for value, other in zip(values, best, strict=True)]
+        gain = f"{statistics.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})"
+        lines.append(f"| {name} | {_spread(values)} | {gain} |")
+    return "\n".join(lines)
+
+
 def target_table(root=ROOT):
     """Every target of the GPU records, met or not."""
     lines = []
@@ -215,8 +297,8 @@ def resource_table(root=ROOT):
         "| case | kernel | " + " | ".join(f"sm_{c}" for c in capabilities) + " |",
         "|---|---|" + "---|" * len(capabilities),
     ]
-    for case in cases:
-        for kernel in dict.fromkeys(kernel for _, kernel, _ in rows):
+    for case in (*cases, *(name for name in dict.fromkeys(case for case, _, _ in rows) if name.startswith("infinite"))):
+        for kernel in dict.fromkeys(kernel for name, kernel, _ in rows if name == case):
             cells = []
             for capability in capabilities:
                 row = rows[case, kernel, capability]
@@ -231,7 +313,15 @@ def resource_table(root=ROOT):
 
 
 TABLES = {
-    "README.md": {"accuracy": accuracy_table, "step": step_table, "ntk": floor_table, "peers": peer_table},
+    "README.md": {
+        "accuracy": accuracy_table,
+        "step": step_table,
+        "ntk": floor_table,
+        "peers": peer_table,
+        "infinite": infinite_table,
+        "theorem1": theorem_table,
+        "mnist_omega": mnist_omega_table,
+    },
     "bench/README.md": {
         **{
             f"{op} {'gpu' if on_gpu else 'cpu'}": functools.partial(op_table, op, on_gpu)
@@ -241,6 +331,9 @@ TABLES = {
         "ratio": step_table,
         "ntk": floor_table,
         "peers": peer_table,
+        "infinite": infinite_table,
+        "theorem1": theorem_table,
+        "mnist_omega": mnist_omega_table,
         "targets": target_table,
         "fit": fit_table,
         "mnist": mnist_table,

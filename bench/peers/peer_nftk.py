@@ -1,4 +1,7 @@
-"""nftk, torch.func's Jacobians and the formula in plain PyTorch, and torch.matmul to compare rates with."""
+"""nftk, torch.func's Jacobians and the formula in plain PyTorch, and torch.matmul to compare rates with.
+
+Without layers: nftk.infinite_ntk and the recursion in plain PyTorch.
+"""
 
 import os
 import sys
@@ -9,12 +12,23 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_empirical_ntk import jacobians, two_loop
+from bench_infinite_ntk import DEPTH, EAGER, eager
 
 import nftk
 
 
+def infinite(x):
+    ways = {}
+    for name, dual in EAGER.items():
+        ways[f"nftk {name}"] = lambda name=name: nftk.infinite_ntk(x, depth=DEPTH, activation=name).blocks
+        ways[f"eager {name}"] = lambda dual=dual: eager(x, dual)
+    return ways
+
+
 def load(layers, readouts, x):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if not layers:
+        return {name: (call, lambda call=call: call().numpy()) for name, call in infinite(torch.from_numpy(x)).items()}
     layers = [tuple(map(torch.from_numpy, layer)) for layer in layers]
     readouts, x = [torch.from_numpy(v) for v in readouts], torch.from_numpy(x)
     model = nftk.NFTKMLP(x.shape[1], [len(w) for w, _ in layers], len(readouts[0]))

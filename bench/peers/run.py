@@ -22,6 +22,9 @@ M, WIDTHS, D = 784, (256,) * 10, 10
 PEERS = {32: ("nftk", "nngeometry", "neural_tangents"), 256: ("nftk", "nngeometry")}
 LEFT_OUT = {(256, "torch.func")}
 GOALS = {(32, "nngeometry"): 20, (256, "nngeometry"): 9, (32, "neural-tangents"): 50, (32, "torch.func"): 300}
+# kernels of infinite width: peers, inputs, and what is promised
+INFINITE, INFINITE_POINTS, INFINITE_FEATURES = ("nftk", "neural_tangents"), 2000, 30
+INFINITE_GOALS = {"neural-tangents relu": 20, "neural-tangents relu compiled": 20, "eager relu": 6}
 # enough of one way; what takes longer than this at once is timed once
 SECONDS = 60.0
 
@@ -83,6 +86,28 @@ def network(path, n):
     np.savez(path, **{name: array.astype(np.float32) for name, array in arrays.items()})
 
 
+def infinite(peers, rounds, folder):
+    """Rows of the kernels of infinite width, ten depths in float64, an activation at a time."""
+    x, points = np.random.default_rng(0).normal(size=(INFINITE_POINTS, INFINITE_FEATURES)), INFINITE_POINTS
+    np.savez(folder / "inputs.npz", x=x)
+    offered = {name: peers[name].ask(do="load", path=str(folder / "inputs.npz"))["ways"] for name in INFINITE}
+    rows = []
+    for phi in ("relu", "erf", "gelu"):
+        ways, truth, found = {}, None, {}
+        for name, all_ways in offered.items():
+            for way in (way for way in all_ways if phi in way.split()):
+                peers[name].ask(do="save", way=way, path=str(folder / "kernels.npy"))
+                kernels = np.load(folder / "kernels.npy")
+                truth = kernels if truth is None else truth
+                off = float(np.linalg.norm(kernels - truth) / np.linalg.norm(truth))
+                # on the diagonal a plain acos has lost half its digits
+                assert off < 1e-7, f"{way} differs from nftk by {off:.1e}"
+                ways[way] = peers[name]
+                found[way] = {"activation": phi, "points": points, "provider": way, "difference": off}
+        rows += timed(found, ways, rounds, f"nftk {phi}")
+    return rows
+
+
 def compare(points, peers, rounds, folder):
     """Rows of one number of points: the kernels agree first, then all ways in turn, round by round."""
     ways, rows, truth = {}, {}, None
@@ -107,17 +132,23 @@ def compare(points, peers, rounds, folder):
             else:
                 rows[way] = {"points": points, "provider": way}
             ways[way] = peers[name]
+    return timed(rows, ways, rounds, "nftk")
+
+
+def timed(rows, ways, rounds, ours):
+    """Rows with the times of all ways, in turn, round by round."""
     times = {way: [] for way in ways}
     for done in range(rounds):
         for way, peer in ways.items():
             if sum(filter(None, times[way])) < SECONDS or not done:
                 times[way].append(peer.ask(do="time", way=way, seconds=0.3)["seconds"])
     for way, found in times.items():
-        ratios = [t / ours for t, ours in zip(found, times["nftk"], strict=False)]
+        ratios = [t / base for t, base in zip(found, times[ours], strict=False)]
         low, middle, high = (1e3 * float(np.quantile(found, q)) for q in (0.2, 0.5, 0.8))
         rows[way] |= {"ms_20": low, "ms_50": middle, "ms_80": high, "times": len(found)}
         rows[way]["ratio_to_nftk"] = statistics.median(ratios)
-        print(f"{points} points, {way}: {middle:.1f} ms, {rows[way]['ratio_to_nftk']:.2f}x nftk", flush=True)
+        said = f"{middle:.1f} ms, {rows[way]['ratio_to_nftk']:.2f}x {ours}"
+        print(f"{rows[way]['points']} points, {way}: {said}", flush=True)
     return list(rows.values())
 
 
@@ -137,19 +168,31 @@ def targets(rows):
     return found
 
 
+def infinite_targets(rows):
+    ratios = {row["provider"]: row["ratio_to_nftk"] for row in rows}
+    return [
+        {"target": f">= {goal}x {way}", "value": ratios[way], "met": ratios[way] >= goal}
+        for way, goal in INFINITE_GOALS.items()
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores that all may use")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--points", type=int, nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--infinite", action="store_true", help="the kernels of infinite width instead")
     parser.add_argument("--environments", type=Path, default=HERE / "environments", help="where they are, or are made")
     parser.add_argument("--record", type=Path, default=HERE.parent / "results", help="folder for the record")
     given = parser.parse_args()
     cores = set(sorted(os.sched_getaffinity(0))[: given.threads])
-    names = dict.fromkeys(name for points in given.points for name in PEERS[points])
+    names = INFINITE if given.infinite else dict.fromkeys(name for points in given.points for name in PEERS[points])
     peers = {name: Peer(name, given.environments, cores) for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row for points in given.points for row in compare(points, peers, given.rounds, Path(folder))]
+        if given.infinite:
+            rows = infinite(peers, given.rounds, Path(folder))
+        else:
+            rows = [row for points in given.points for row in compare(points, peers, given.rounds, Path(folder))]
     for peer in peers.values():
         peer.end()
     pins = [
@@ -158,17 +201,22 @@ def main():
         for line in path.read_text().splitlines()
         if line and not line.startswith("#")
     ]
-    record = {
-        "op": "peers",
-        "case": "784-10x256-10",
-        "precision": "highest",
-        "shape": {"in_features": M, "hidden_features": WIDTHS, "out_features": D},
-        "rows": rows,
-        "targets": targets(rows),
-        "packages": pins,
-        "machine": _machine.machine("cpu") | {"threads": given.threads},
-    }
-    path = given.record / "cpu" / "peers_empirical_ntk.json"
+    if given.infinite:
+        what = {
+            "case": f"infinite_ntk, depth 10, {INFINITE_POINTS} points of {INFINITE_FEATURES} features",
+            "precision": "float64",
+            "targets": infinite_targets(rows),
+        }
+    else:
+        what = {
+            "case": "784-10x256-10",
+            "precision": "highest",
+            "shape": {"in_features": M, "hidden_features": WIDTHS, "out_features": D},
+            "targets": targets(rows),
+        }
+    machine = _machine.machine("cpu") | {"threads": given.threads}
+    record = {"op": "peers", **what, "rows": rows, "packages": pins, "machine": machine}
+    path = given.record / "cpu" / f"peers_{'infinite' if given.infinite else 'empirical'}_ntk.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
 
