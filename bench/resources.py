@@ -16,12 +16,15 @@ from typing import NamedTuple
 import torch
 import triton
 from nftk.kernels import choice
+from nftk.kernels.layer_recursion import layer_recursion_fwd
 from nftk.kernels.network import network_fwd
 from nftk.kernels.network_bwd import network_bwd
 from nftk.kernels.network_weights import network_bwd_weights
 from nftk.kernels.readout import readout_bwd, readout_fwd
 from triton.backends.compiler import GPUTarget
 
+from nftk.ops.duals import Dual
+from nftk.ops.layer_recursion import RecursionLayer
 from nftk.ops.network_triton import MOST_OUTPUTS, SLOPE_FROM_H
 
 RECORD = Path(__file__).parent / "results" / "resources.json"
@@ -197,13 +200,35 @@ def compile_case(case, capability):
     yield from ((name, usage(kernel)) for name, kernel in zip(names, kernels, strict=True))
 
 
+# activations of infinite_ntk with a kernel each; with biases, and with x2=None, which take the most
+RECURSIONS = {f"infinite_ntk, {kind}": kind for kind in ("leaky_relu", "erf", "sin", "gelu")}
+
+
+def compile_recursion(kind, capability):
+    """Yield (kernel, resources) of the two forms: all layers, and a weighted sum of them."""
+    layers = [RecursionLayer(Dual(kind), 2.0, 0.1)] * 10
+    gap, points = torch.empty(2000, 2000), torch.empty(1 + len(layers) * layers[0].dual.rows, 2000)
+    forms = {"layer_recursion": None, "layer_recursion, weighted": torch.empty(1, len(layers))}
+    with compiled(capability) as kernels:
+        for weights in forms.values():
+            out = torch.empty(len(layers) if weights is None else 1, 2000, 2000)
+            layer_recursion_fwd(out, gap, points, points, layers, weights, True, True)
+    yield from ((name, usage(kernel)) for name, kernel in zip(forms, kernels, strict=True))
+
+
 def rows(cases, architectures):
     """One row a kernel, case and architecture."""
-    return [
+    found = [
         {"case": name, "capability": capability, "kernel": kernel} | used
         for capability in architectures
         for name in cases
         for kernel, used in compile_case(CASES[name], capability)
+    ]
+    return found + [
+        {"case": name, "capability": capability, "kernel": kernel} | used
+        for capability in architectures
+        for name, kind in RECURSIONS.items()
+        for kernel, used in compile_recursion(kind, capability)
     ]
 
 

@@ -21,6 +21,8 @@ KERNELS = {
     "network_fwd, no gradients",
     "network_bwd",
     "network_bwd_weights",
+    "layer_recursion",
+    "layer_recursion, weighted",
 }
 
 
