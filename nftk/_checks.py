@@ -61,15 +61,19 @@ def check_integer(op: str, name: str, value: Any, minimum: int) -> int:
     return int(value)
 
 
-def check_number(op: str, name: str, value: Any, minimum: float = 0.0, *, above: bool = False) -> float:
-    """Return value as a float, or raise unless it is finite and >= minimum (with above: > minimum)."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"nftk.{op}: {name} must be a number, got {value!r}")
+def check_number(op: str, name: str, given: Any, minimum: float = 0.0, *, above: bool = False) -> float:
+    """Return what was given as a float, or raise unless it is finite and >= minimum (with above: > minimum)."""
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise TypeError(f"nftk.{op}: {name} must be a number, got {given!r}")
+    try:
+        value = float(given)
+    except OverflowError:
+        value = math.inf if given > 0 else -math.inf
     if not math.isfinite(value) or value < minimum or (above and value == minimum):
         bound = "" if minimum == -math.inf else f" and {'above' if above else 'at least'} {minimum:g}"
         rule = "finite" + bound
-        raise ValueError(f"nftk.{op}: {name} must be {rule}, got {value}")
-    return float(value)
+        raise ValueError(f"nftk.{op}: {name} must be {rule}, got {given}")
+    return value
 
 
 def check_scales(op: str, name: str, value: Any, layers: int) -> tuple[float, ...]:
@@ -87,6 +91,18 @@ def check_list(op: str, name: str, value: Any) -> None:
     """Raise TypeError unless value is a list, a tuple or alike (nn.ParameterList); a tensor or an iterator is not."""
     if isinstance(value, str | Tensor) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
         raise TypeError(f"nftk.{op}: {name} must be a list with an entry a layer, got {type(value).__name__}")
+
+
+def check_device(op: str, device: torch.device | str) -> torch.device:
+    """Return the device, or raise ValueError unless torch can use it here."""
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    # torch raises AssertionError where it is built without the device's backend
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"nftk.{op}: device must be one that torch can use here, got {device!r}: {reason}") from None
+    return place
 
 
 def check_choice(op: str, name: str, value: Any, choices: Collection[str]) -> None:

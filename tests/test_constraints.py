@@ -185,6 +185,7 @@ def test_names():
         (lambda: Simplex(radius=0), ValueError, "radius must be finite and above 0, got 0"),
         (lambda: L1Ball(radius=float("nan")), ValueError, "radius must be finite and above 0, got nan"),
         (lambda: GroupSparse(radius=-1.0), ValueError, "radius must be finite and above 0, got -1"),
+        (lambda: Simplex(radius=10**400), ValueError, "radius must be finite and above 0, got 10000"),
         (lambda: GroupSparse(max_layers=0), ValueError, "max_layers must be at least 1, got 0"),
         (lambda: GroupSparse(max_layers=1.5), TypeError, "max_layers must be an integer, got 1.5"),
         (lambda: Simplex(radius="big"), TypeError, "radius must be a number, got 'big'"),

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nftk._checks import check_choice
+from nftk._checks import check_choice, check_device
 from nftk._files import replacing
 from nftk.ops.tangent_gram_torch import as_blocks, as_memory
 from nftk.tangent.layer_kernels import REDUCTIONS, SHAPES, LayerKernels
@@ -33,7 +33,7 @@ def save(kernels: LayerKernels, path: str | Path) -> None:
 
 def load(path: str | Path, device: torch.device | str) -> LayerKernels:
     """Do the work of ``LayerKernels.load``."""
-    place = _usable(device)
+    place = check_device(f"{_OP}.load", device)
     if not Path(path).is_file():
         found = "a folder" if Path(path).is_dir() else "none there"
         raise ValueError(f"nftk.{_OP}.load: {path} must be a file, got {found}")
@@ -75,16 +75,3 @@ def _told(header: str) -> dict[str, Any]:
     if missing:
         raise ValueError(f"no {missing[0]!r} in its header")
     return {name: kernel[name] for name in ("names", "reduction", "normalization", "symmetric")}
-
-
-def _usable(device: torch.device | str) -> torch.device:
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    # torch raises AssertionError where it is built without the device's backend
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"nftk.{_OP}.load: device must be one that torch can use here, got {device!r}: {reason}"
-        ) from None
-    return place

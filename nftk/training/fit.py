@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from nftk._checks import check_choice, check_integer, check_number
+from nftk._checks import check_choice, check_device, check_integer, check_number
 from nftk.constraints import base as constraints
 from nftk.training.batches import EVALUATION_BATCH, make_batches
 from nftk.training.checkpoint import check_settings, load_checkpoint, save_checkpoint
@@ -151,7 +151,7 @@ def fit(
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"nftk.fit: model must have parameters, got {type(model).__name__} without any")
-    place = parameters[0].device if device is None else _usable(device)
+    place = parameters[0].device if device is None else check_device(_OP, device)
     omega = getattr(model, "omega", None)
     if not isinstance(omega, nn.Parameter):
         omega = None
@@ -238,17 +238,6 @@ def _check_trainable(model: nn.Module, omega: nn.Parameter | None, schedule: str
         raise ValueError(
             f"nftk.{_OP}: model must have parameters to train with schedule {schedule!r}, got {frozen} frozen"
         )
-
-
-def _usable(device: torch.device | str) -> torch.device:
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    # torch raises AssertionError where it is built without the device's backend
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"nftk.{_OP}: device must be one that torch can use here, got {device!r}: {reason}") from None
-    return place
 
 
 def _optimizer(
