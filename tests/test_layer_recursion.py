@@ -361,6 +361,26 @@ def test_triton_compiles_for_three_gpus_without_spills(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["erf", "sin", "odd series"])
+@BACKENDS
+def test_equal_and_opposite_inputs_where_kernels_grow_apart(backend, name):
+    """At weight_var 2 a rounding of a gap grows by a tenth to a fifth a layer: at depth 100 to anything."""
+    dual = Dual("series", 0.0, torch.tanh, 64) if name == "odd series" else Dual(name)
+    x = torch.randn(3, 5)
+    x = torch.cat([x, -x])
+    layers = layers_of(dual, depth=100, w=2.0, b=0.0)
+    wide = layer_recursion(cosine_gap(x.double()), norms_of(x), layers=layers, backend="torch")
+    norms = (norms_of(x), norms_of(x))
+    for found in (
+        layer_recursion(cosine_gap(x), norms[0], layers=layers, backend=backend),
+        layer_recursion(cosine_gap(x, x.clone()), *norms, layers=layers, backend=backend),
+    ):
+        own, opposite = found.diagonal(dim1=1, dim2=2), found[:, range(6), [3, 4, 5, 0, 1, 2]]
+        truth = wide.diagonal(dim1=1, dim2=2)
+        assert ((own - truth) / truth).abs().max() < 5e-5
+        assert ((opposite + truth) / truth).abs().max() < 5e-5
+
+
 def test_gap_of_near_and_opposite_directions():
     """The difference of directions, in float32, has what a Gram matrix lost."""
     base = torch.randn(50, dtype=torch.float64)
@@ -397,5 +417,7 @@ def test_errors():
     refused(NotImplementedError, "'cuda'", gap, norms, torch.ones(3), backend="cuda")
     refused(ValueError, "weight_var must be finite and above 0", gap, norms, torch.ones(3),
             layers=[RecursionLayer(Dual("erf"), 0.0)])  # fmt: skip
+    with pytest.raises(TypeError, match=r"x1 must be torch.float32 or torch.float64, got torch.float16"):
+        cosine_gap(torch.ones(2, 3).half())
     with pytest.raises(ValueError, match=r"x2 must have shape \[n2, 3\]"):
         cosine_gap(torch.ones(2, 3), torch.ones(2, 4))

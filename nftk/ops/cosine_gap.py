@@ -43,6 +43,8 @@ def cosine_gap(x1: Tensor, x2: Tensor | None = None) -> Tensor:
                 [1., 1., 0.]])
     """
     check_tensor(_OP, "x1", x1)
+    if x1.dtype not in NEAR:
+        raise TypeError(f"nftk.{_OP}: x1 must be torch.float32 or torch.float64, got {x1.dtype}")
     check_shape(_OP, "x1", x1, ("n1", "m"))
     if x2 is not None:
         check_tensor(_OP, "x2", x2)

@@ -145,6 +145,16 @@ def _leaky_relu(gap: Tensor, i: Tensor, j: Tensor, slope: float) -> tuple[Tensor
     return out, torch.where(empty, i[3][:, None] * j[3], slopes)
 
 
+def _same(gap: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Whether two examples are one, or opposite, to the rounding of a number of theirs: their gap stays.
+
+    Returns:
+        Booleans. Where kernels grow apart with depth, a rounding of such a gap would grow as they do.
+    """
+    eps = torch.finfo(gap.dtype).eps
+    return (gap.abs() <= 64 * eps**2) & ((one - other).abs() <= 8 * eps * other.abs())
+
+
 def _erf(gap: Tensor, i: Tensor, j: Tensor, _: float) -> tuple[Tensor, Tensor]:
     cos = cosine(gap)
     t1, t2, k1, k2 = i[3][:, None], j[3], i[4][:, None], j[4]
@@ -158,7 +168,9 @@ def _erf(gap: Tensor, i: Tensor, j: Tensor, _: float) -> tuple[Tensor, Tensor]:
     near = ratio * cos.abs() * (i[5][:, None] * j[5])
     far = (math.pi / 2 - angle) * (i[6][:, None] * j[6])
     size = torch.where(small, near, far)
-    return gap_of(torch.copysign(size, gap)), 4 / math.pi * (k1 * k2) / sine
+    out = gap_of(torch.copysign(size, gap))
+    kept = _same(gap, t1, t2) & _same(gap, k1, k2)
+    return torch.where(kept, torch.copysign(gap, out), out), 4 / math.pi * (k1 * k2) / sine
 
 
 def _sin(gap: Tensor, i: Tensor, j: Tensor, _: float) -> tuple[Tensor, Tensor]:
@@ -170,7 +182,8 @@ def _sin(gap: Tensor, i: Tensor, j: Tensor, _: float) -> tuple[Tensor, Tensor]:
     less = torch.expm1(-twice)
     ratio = torch.where(twice < 1e-30, 1.0, -less / twice.clamp_min(1e-30))
     cos = near * ratio * (1 - size) * (i[4][:, None] * j[4])
-    return gap_of(torch.copysign(cos, gap)), near * (1 + 0.5 * less)
+    out = gap_of(torch.copysign(cos, gap))
+    return torch.where(_same(gap, r1, r2), torch.copysign(gap, out), out), near * (1 + 0.5 * less)
 
 
 def _gelu(gap: Tensor, i: Tensor, j: Tensor, _: float) -> tuple[Tensor, Tensor]:
@@ -200,7 +213,10 @@ def _series(gap: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         for k in reversed(range(terms)):
             total = torch.addcmul(total * cos, a1[k][:, None], a2[k])
         sums.append(total)
-    return gap_of(sums[0]), sums[1]
+    out = gap_of(sums[0])
+    eps, turned = torch.finfo(out.dtype).eps, (i[COMMON + terms][:, None] - j[COMMON + terms]).abs()
+    kept = _same(gap, i[0][:, None], j[0]) & (turned <= 8 * eps) & (out.abs() < 64 * eps)
+    return torch.where(kept, torch.copysign(gap, out), out), sums[1]
 
 
 _THROUGH = {"leaky_relu": _leaky_relu, "erf": _erf, "sin": _sin, "gelu": _gelu}
