@@ -48,6 +48,15 @@ def test_alignment_of_labels():
     assert alignment(torch.eye(4), y).item() == pytest.approx(4 / math.sqrt(4 * 6))
 
 
+def test_alignment_of_names():
+    x = torch.randn(4, 3)
+    names, numbers = ["b", "a", "b", "c"], torch.tensor([1, 0, 1, 2])
+    torch.testing.assert_close(alignment(x @ x.T, names), alignment(x @ x.T, numbers))
+    torch.testing.assert_close(
+        alignment(x @ x.T, [1.0, 0.5, 1.0, 2.0]), alignment(x @ x.T, torch.tensor([1, 0.5, 1, 2]))
+    )
+
+
 @pytest.mark.parametrize("centred", [False, True])
 def test_alignment_of_reductions(centred):
     y = draw(8, 3, seed=5)

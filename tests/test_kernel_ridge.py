@@ -296,8 +296,16 @@ def test_jitter_is_reported_and_bounded():
     with pytest.warns(KernelWarning):
         mended = nftk.KernelRidge(0.0).fit(torch.diag(below), torch.ones(3).double())
     torch.testing.assert_close(mended.dual_coef_[:, 0], 1 / (below + mended.jitter_))
-    with pytest.raises(ValueError, match=r"must be positive semi-definite, got the eigenvalue -0\.5"):
-        nftk.KernelRidge(0.1).fit(torch.diag(torch.tensor([1.0, 1.0, -0.5]).double()), y[:3])
+    indefinite = torch.diag(torch.tensor([1.0, 1.0, -0.5]).double())
+    for ridge in (0.1, "loo", "gcv"):
+        with pytest.raises(ValueError, match=r"must be positive semi-definite, got the eigenvalue -0\.5"):
+            nftk.KernelRidge(ridge).fit(indefinite, y[:3])
+    with pytest.raises(ValueError, match=r"got a direction in which it is negative by more than the ridge 0\.1"):
+        nftk.KernelRidge(0.1, solver="cg").fit(indefinite, y[:3])
+    # a larger ridge hides it, and eigenvalues that rounding may have left are taken for 0, which is told
+    nftk.KernelRidge(1.0, solver="cg").fit(indefinite, y[:3])
+    with pytest.warns(KernelWarning, match=r"eigenvalues down to -1e-09 were taken for 0"):
+        nftk.KernelRidge("loo", ridges=[1e-12]).fit(torch.diag(below), torch.ones(3).double())
 
 
 def test_condition_number(problem):
@@ -445,6 +453,16 @@ def test_ridge_from_proximal_refuses_what_has_no_ridge():
         ({"omega": [[1.0, 2], [2, 1]]}, {"k": layers("scalar")}, "y must have 2 columns, one for each output"),
         ({"omega": [math.nan, 1.0]}, {"k": layers("scalar")}, "omega must be finite"),
         ({"omega": "x"}, {"k": layers("scalar")}, "omega must be numbers"),
+        ({}, {"offset": torch.full((30, 3), math.inf)}, "offset must be finite"),
+        ({}, {"y": draw(30, 3).to(torch.complex64)}, "y must be real numbers, got complex64"),
+        ({"kernel": "infinite", "kernel_params": {"depth": 0}}, {}, "depth in kernel_params must be at least 1, got 0"),
+        ({"kernel": "infinite", "kernel_params": {"depth": "2"}}, {}, "depth in kernel_params must be an integer"),
+        ({"kernel": "infinite", "kernel_params": {"weights": [1.0]}}, {}, "kernel_params must leave weights"),
+        (
+            {"kernel": "infinite", "omega": [1.0, 2.0]},
+            {},
+            "omega must have 3 columns, one a layer of kernel 'infinite'",
+        ),
     ],
 )
 def test_errors(problem, settings, change, text):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
+# of the largest curvature along a block of directions: what is farther below 0 is no rounding
+MOST_NEGATIVE = 1e-6
 
 
 class Preconditioner(NamedTuple):
@@ -27,6 +29,10 @@ class Preconditioner(NamedTuple):
     def undo(self, x: Tensor) -> Tensor:
         """P^(1/2) x."""
         return x + self.vectors @ ((1 / self.roots - 1)[:, None] * (self.vectors.T @ x))
+
+
+class NotPositive(ArithmeticError):
+    """A direction along which the matrix is negative: it has no conjugate gradients."""
 
 
 def nystrom(product: Product, n: int, rank: int, ridge: float, device: torch.device, seed: int = 0) -> Preconditioner:
@@ -84,6 +90,9 @@ def conjugate_gradients(
     Returns:
         X, the products taken, and the largest relative residual of a column, computed anew.
 
+    Raises:
+        NotPositive: If a direction shows that K + rho I is not positive definite.
+
     References:
         Dubrulle, Retooling the method of block conjugate gradients, ETNA 12, 2001, algorithm BCGrQ: residuals are kept
         as Q C with orthonormal Q, so columns that depend on each other, or are 0, break nothing.
@@ -107,6 +116,9 @@ def conjugate_gradients(
     while steps < max_iterations and relative(preconditioner.undo(q @ c)) > tolerance / 2:
         steps += 1
         image = operator(p)
+        curvature = torch.linalg.eigvalsh(p.T @ image)
+        if bool(curvature[0] < -MOST_NEGATIVE * curvature[-1].abs()):
+            raise NotPositive
         step = torch.linalg.solve(p.T @ image, torch.cat((torch.eye(len(c), dtype=c.dtype, device=c.device), c), 1))
         x = x + p @ step[:, len(c) :]
         q, s = torch.linalg.qr(q - image @ step[:, : len(c)])

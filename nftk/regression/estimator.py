@@ -158,6 +158,8 @@ class Estimator:
 
     def _numbers(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         op = type(self).__name__
+        if values.dtype.kind == "c":
+            raise ValueError(f"nftk.{op}: y must be real numbers, got {values.dtype}. Complex data not supported")
         try:
             values = values.astype(np.float64)
         except (TypeError, ValueError):
@@ -178,6 +180,8 @@ class Estimator:
         if given.shape != like.shape and not (d == 1 and given.shape == (n,)):
             op = type(self).__name__
             raise ValueError(f"nftk.{op}: offset must have shape [{n}, {d}], as the targets, got {list(given.shape)}")
+        if not bool(torch.isfinite(given).all()):
+            raise ValueError(f"nftk.{type(self).__name__}: offset must be finite, got NaN or infinity")
         return given.reshape(n, d)
 
     def _said(self, f: Tensor, as_tensor: bool) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nftk._checks import check_choice, check_tensor
+from nftk._checks import check_choice, check_integer, check_tensor
 from nftk.regression.estimator import Estimator
 from nftk.regression.gram import Gram, check_symmetric, from_layers, from_tensor, lazy
 from nftk.tangent.infinite_ntk import infinite_ntk
@@ -119,6 +119,12 @@ class KernelEstimator(Estimator):
         """The training kernel; None where only its rows can be had, one tile at a time, see :meth:`_lazy`."""
         if not callable(self.kernel):
             check_choice(self._op, "kernel", self.kernel, ("precomputed", "infinite"))
+        refused = {"weights", "out", "differentiable"} & set(self.kernel_params or {})
+        if self.kernel == "infinite" and refused:
+            raise ValueError(
+                f"nftk.{self._op}: kernel_params must leave {', '.join(sorted(refused))} to the estimator (weights "
+                "come from Omega)"
+            )
         if self.kernel == "precomputed":
             self._x = torch.empty(0)
             return self._given(x, reset=True)
@@ -137,7 +143,9 @@ class KernelEstimator(Estimator):
 
     def _depth(self) -> int:
         """How many layers' kernels one computation holds."""
-        return int((self.kernel_params or {}).get("depth", DEPTH)) if self.kernel == "infinite" else 1
+        if self.kernel != "infinite":
+            return 1
+        return check_integer(self._op, "depth in kernel_params", (self.kernel_params or {}).get("depth", DEPTH), 1)
 
     def _given(self, x: Any, *, reset: bool) -> Kernel:
         """A precomputed kernel."""

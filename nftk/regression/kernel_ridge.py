@@ -123,6 +123,11 @@ class KernelRidge(KernelEstimator):
         self.omega_ = as_omega(self._op, self.omega)
         if self.omega_ is None and self.kernel == "infinite":
             self.omega_ = torch.full((self._depth(),), self._depth() ** -0.5, dtype=torch.float64)
+        elif self.omega_ is not None and self.kernel == "infinite" and self.omega_.shape[-1] != self._depth():
+            raise ValueError(
+                f"nftk.{self._op}: omega must have {self._depth()} columns, one a layer of kernel 'infinite', got "
+                f"shape {list(self.omega_.shape)}"
+            )
         kernel = self._train(X)
         gram = self._lazy() if kernel is None else self._gram(kernel)
         target = self._targets(y, gram.shape[0], gram.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nftk.regression.gram import Gram
-from nftk.regression.solve import KernelWarning
+from nftk.regression.solve import MOST_JITTER, KernelWarning
 
 # of the continuous search: points of the first, logarithmic grid, and steps of golden section in its best cell
 GRID, REFINEMENTS = 49, 30
@@ -23,25 +23,34 @@ class Spectra(NamedTuple):
         vectors: ``(p, N, N)``.
         targets: ``(p, N, k)``: vectors^T y.
         block: Rows that belong to one example, d of a joint kernel, else 1.
+        least: The smallest eigenvalue before rounding below 0 was set to 0.
     """
 
     values: Tensor
     vectors: Tensor
     targets: Tensor
     block: int
+    least: float
 
     @classmethod
-    def of(cls, gram: Gram, y: Tensor) -> "Spectra":
+    def of(cls, op: str, gram: Gram, y: Tensor) -> "Spectra":
         """Decompose; memory: 8 bytes for each entry of each matrix, and twice one matrix."""
-        values, vectors, targets = [], [], []
+        values, vectors, targets, least = [], [], [], math.inf
         for i in range(gram.pieces):
             s, u = torch.linalg.eigh(gram.piece(i))
+            least, scale = min(least, float(s[0])), max(float(s.mean()), 0.0)
+            if float(s[0]) < -MOST_JITTER * scale:
+                raise ValueError(
+                    f"nftk.{op}: the training kernel must be positive semi-definite, got the eigenvalue "
+                    f"{float(s[0]):.3g} where its diagonal has the mean {float(s.mean()):.3g}; a ridge given as a "
+                    "number may hide it"
+                )
             # what rounding left below 0 is 0
             values.append(s.clamp(min=0))
             vectors.append(u)
             targets.append(u.T @ gram.columns(i, y))
         block = y.shape[1] if gram.form == "joint" else 1
-        return cls(torch.stack(values), torch.stack(vectors), torch.stack(targets), block)
+        return cls(torch.stack(values), torch.stack(vectors), torch.stack(targets), block, least)
 
     def coefficients(self, ridge: float) -> Tensor:
         """(K + rho I)^-1 y of each matrix, ``(p, N, k)``."""
@@ -97,9 +106,9 @@ def select(op: str, gram: Gram, y: Tensor, criterion: str, ridges: Sequence[floa
         The selection, and the coefficients at the best ridge ``(n, d)``.
 
     Raises:
-        ValueError: If no ridge has a finite error.
+        ValueError: If no ridge has a finite error, or the kernel is not positive semi-definite.
     """
-    spectra = Spectra.of(gram, y)
+    spectra = Spectra.of(op, gram, y)
     error = spectra.leave_one_out if criterion == "loo" else spectra.gcv
     if ridges is None:
         largest = float(spectra.values.max()) or 1.0
@@ -119,6 +128,13 @@ def select(op: str, gram: Gram, y: Tensor, criterion: str, ridges: Sequence[floa
         warnings.warn(
             f"nftk.{op}: the best ridge by {criterion!r} is {best:.3g}, the {side} that was tried; "
             + ("a wider grid may hold a better one" if ridges is not None else "the kernel may not suit the targets"),
+            KernelWarning,
+            stacklevel=2,
+        )
+    if best <= -spectra.least:
+        warnings.warn(
+            f"nftk.{op}: the training kernel plus the best ridge {best:.3g} is not positive definite in float64; its "
+            f"eigenvalues down to {spectra.least:.3g} were taken for 0",
             KernelWarning,
             stacklevel=2,
         )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nftk.regression.conjugate_gradients import conjugate_gradients, nystrom
+from nftk.regression.conjugate_gradients import NotPositive, conjugate_gradients, nystrom
 from nftk.regression.gram import Gram
 from nftk.tangent.plan import check_budget
 
@@ -168,7 +168,13 @@ def _by_conjugate_gradients(op: str, gram: Gram, y: Tensor, ridge: float, tolera
 
         preconditioner = nystrom(product, n, rank, ridge, gram.device)
         right = gram.columns(i, y)
-        x, steps, residual = conjugate_gradients(product, right, ridge, preconditioner, tolerance=tolerance)
+        try:
+            x, steps, residual = conjugate_gradients(product, right, ridge, preconditioner, tolerance=tolerance)
+        except NotPositive:
+            raise ValueError(
+                f"nftk.{op}: the training kernel must be positive semi-definite, got a direction in which it is "
+                f"negative by more than the ridge {ridge:.3g}"
+            ) from None
         found.append(x)
         iterations, worst = max(iterations, steps), max(worst, residual)
     if worst > tolerance:

@@ -1,7 +1,8 @@
 """Numbers that say what a layer's kernel is like: alignment with the targets, rank, spectrum, drift."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ Kernels = LayerKernels | Tensor
 ROUNDING = 4.0
 
 
-def alignment(k: Kernels, y: Tensor, *, centred: bool = False) -> Tensor:
+def alignment(k: Kernels, y: Any, *, centred: bool = False) -> Tensor:
     r"""Cosine between each layer's kernel and that of the targets: how much of it speaks of them.
 
     .. math:: A_l = \frac{\langle \Theta_l, Y Y^\top \rangle}{\lVert \Theta_l \rVert \, \lVert Y Y^\top \rVert}
@@ -23,7 +24,7 @@ def alignment(k: Kernels, y: Tensor, *, centred: bool = False) -> Tensor:
 
     Args:
         k: Kernels of examples with themselves: LayerKernels, or ``(n, n)`` or ``(L, n, n)``.
-        y: Labels ``(n,)`` of an integer dtype (one-hot targets), or targets ``(n,)`` or ``(n, d)``.
+        y: Labels ``(n,)``, integers or strings (one-hot targets), or targets ``(n,)`` or ``(n, d)``.
         centred: Whether to centre both (which for full kernels centres over examples, each pair of outputs apart).
 
     Returns:
@@ -229,14 +230,19 @@ def _layers(op: str, k: Kernels) -> LayerKernels:
     return k
 
 
-def _targets(op: str, y: Tensor, n: int) -> Tensor:
-    y = torch.as_tensor(y)
+def _targets(op: str, y: Any, n: int) -> Tensor:
+    if not isinstance(y, Tensor):
+        values = np.asarray(y)
+        # names of classes count by their order, as elsewhere
+        names = values.dtype.kind in "OUS"
+        y = torch.from_numpy(np.unique(values, return_inverse=True)[1].reshape(values.shape) if names else values)
     if y.ndim not in (1, 2) or len(y) != n:
         raise ValueError(f"nftk.{op}: y must have shape [{n}] or [{n}, d], got {list(y.shape)}")
     if y.ndim == 1 and not y.is_floating_point():
         classes, places = y.unique(return_inverse=True)
         return torch.nn.functional.one_hot(places, len(classes)).to(torch.float64)
-    return y.reshape(n, -1).to(torch.float64)
+    targets: Tensor = y.reshape(n, -1).to(torch.float64)
+    return targets
 
 
 def _cosine(matrix: Tensor, target: Tensor, centred: bool, d: int) -> Tensor:

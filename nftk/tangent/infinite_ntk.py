@@ -83,8 +83,10 @@ def infinite_ntk(
 
     Returns:
         Kernels with reduction "scalar", in the inputs' dtype; L of them, or k with weights. float32 is within 1e-5 of
-        the truth, near pairs included, because their angles come from differences of the inputs; a hundred layers lose
-        no more.
+        the truth, near pairs included, because their angles come from differences of the inputs; a hundred layers of
+        relu or gelu lose no more. Where a kernel tells near inputs apart ever better with depth (erf, sin and tanh at
+        weight_var 2) roundings of near pairs grow as the kernel does, at depth 20 to 1e-5 of its largest entry; equal
+        and opposite examples stay exact.
 
     Raises:
         ValueError: If inputs do not fit or are not finite, or settings do not go together.
@@ -309,6 +311,10 @@ def _weights(weights: Any, depth: int, x: Tensor) -> tuple[Tensor | None, tuple[
         return None, tuple(f"readout {i + 1}" for i in range(depth))
     factors = torch.as_tensor(weights, dtype=x.dtype, device=x.device)
     check_shape(_OP, "weights", factors, (depth,) if factors.ndim == 1 else ("k", depth))
+    if not len(factors):
+        raise ValueError(f"nftk.{_OP}: weights must have at least one row, got none")
+    if not bool(torch.isfinite(factors).all()):
+        raise ValueError(f"nftk.{_OP}: weights must be finite, got NaN or infinity")
     if factors.ndim == 1:
         return factors[None], ("weighted sum",)
     return factors, tuple(f"weighted sum {i + 1}" for i in range(len(factors)))
@@ -339,4 +345,16 @@ def _given(out: Any, shape: tuple[int, ...], x: Tensor) -> Tensor:
     if target.numel() and target.stride(2) != 1:
         raise ValueError(f"nftk.{_OP}: out must have contiguous rows, got strides {list(target.stride())}")
     assert isinstance(target, Tensor)
+    if not _apart(target):
+        raise ValueError(f"nftk.{_OP}: out must have an entry of memory each, got strides {list(target.stride())}")
     return target
+
+
+def _apart(x: Tensor) -> bool:
+    """Whether no two entries share memory, for strides that nest."""
+    taken = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+        if stride < taken:
+            return False
+        taken = stride * (size - 1) + taken
+    return True
