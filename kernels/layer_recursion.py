@@ -97,9 +97,6 @@ def _layer_recursion_kernel(
         if SYMMETRIC:
             mask = mask & (i[:, None] <= j[None, :])
         z = tl.load(gap + i[:, None] * gap_row + j[None, :], mask=mask, other=1.0)
-        if SYMMETRIC:
-            # an example with itself, unless it is zeros
-            z = tl.where((i[:, None] == j[None, :]) & (z < 0.5), 0.0, z)
         n1w = tl.cast(n1, tl.int64)
         n2w = tl.cast(n2, tl.int64)
         kernel = _own(rows1, 0, i, mask_i, n1w) * _of(rows2, 0, j, mask_j, n2w) * _cosine(z)

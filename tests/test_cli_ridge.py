@@ -56,6 +56,13 @@ def test_numbers_are_those_of_the_library():
     k, k_test = (nftk.empirical_ntk(model, *pair, reduction="trace") / 10 for pair in ((x,), (x_test, x)))
     ridge = nftk.KernelRidge(0.5, omega=[0.5**0.5] * 2).fit(k, split.y_train[kept])
     assert json.loads(done.stdout)["test_accuracy"] == pytest.approx(ridge.score(k_test, split.y_test))
+    done = call(*EMPIRICAL, "--ridge", 30.0, "--each-depth", "--json")
+    told = json.loads(done.stdout)["test_accuracy_of"]
+    for layer in range(2):
+        one, one_test = k.blocks[layer].double(), k_test.blocks[layer].double()
+        size = one.diagonal().mean()
+        alone = nftk.KernelRidge(30.0).fit(one / size, split.y_train[kept])
+        assert told[f"depth {layer + 1}"] == pytest.approx(alone.score(one_test / size, split.y_test))
 
 
 def test_infinite_kernel():
