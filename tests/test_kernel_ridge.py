@@ -426,6 +426,11 @@ def test_ridge_from_proximal_refuses_what_has_no_ridge():
 # ---------------------------------------------------------------- errors
 
 
+def of_nan(reduction):
+    k = layers(reduction)
+    return nftk.LayerKernels(k.blocks * math.nan, k.names, reduction)
+
+
 @pytest.mark.parametrize(
     ("settings", "change", "text"),
     [
@@ -453,6 +458,8 @@ def test_ridge_from_proximal_refuses_what_has_no_ridge():
         ({"omega": [[1.0, 2], [2, 1]]}, {"k": layers("scalar")}, "y must have 2 columns, one for each output"),
         ({"omega": [math.nan, 1.0]}, {"k": layers("scalar")}, "omega must be finite"),
         ({"omega": "x"}, {"k": layers("scalar")}, "omega must be numbers"),
+        ({"omega": [1.0, 1.0]}, {"k": of_nan("scalar")}, "kernels must be finite, got NaN or infinity"),
+        ({"omega": [1.0, 1.0]}, {"k": of_nan("full")}, "kernels must be finite, got NaN or infinity"),
         ({}, {"offset": torch.full((30, 3), math.inf)}, "offset must be finite"),
         ({}, {"y": draw(30, 3).to(torch.complex64)}, "y must be real numbers, got complex64"),
         ({"kernel": "infinite", "kernel_params": {"depth": 0}}, {}, "depth in kernel_params must be at least 1, got 0"),
@@ -480,6 +487,9 @@ def test_errors_of_predict(problem):
     by_output = k.expand(3, -1, -1)
     with pytest.raises(ValueError, match="the kernel must have 30 columns, one a training example, got 29"):
         nftk.KernelRidge().fit(by_output, y).predict(k_test[:, 1:].expand(3, -1, -1))
+    ridge = nftk.KernelRidge(omega=[1.0, 1.0]).fit(layers("diagonal"), y)
+    with pytest.raises(ValueError, match=r"must be \('diagonal', None\), as in fit, got \('trace', None\)"):
+        ridge.predict(layers("trace"))
     with pytest.raises(ValueError, match="the kernel must have 3 outputs, as the targets, got 2"):
         nftk.KernelRidge().fit(by_output, y).predict(k_test.expand(2, -1, -1))
 

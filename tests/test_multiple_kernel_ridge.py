@@ -420,6 +420,12 @@ def test_errors(data, settings, change, text):
         nftk.MultipleKernelRidge(**settings).fit(given["k"], given["y"])
 
 
+def test_layer_kernels_of_nan_are_refused():
+    k = nftk.LayerKernels(torch.full((2, 5, 5), torch.nan), ("a", "b"), "scalar")
+    with pytest.raises(ValueError, match="kernels must be finite, got NaN or infinity"):
+        nftk.MultipleKernelRidge().fit(k, torch.ones(5))
+
+
 def test_errors_before_fit_and_of_outputs(data):
     _, k, y = data
     with pytest.raises(AttributeError, match="omega is learned by fit"):

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from nftk._checks import check_shape
+from nftk._checks import check_shape, is_finite
 from nftk.tangent.layer_kernels import LayerKernels
 
 Form = Literal["shared", "by_output", "joint"]
@@ -110,6 +110,8 @@ def from_tensor(op: str, name: str, k: Tensor, *, symmetric: bool = False) -> Gr
 
 def from_layers(op: str, k: LayerKernels, omega: Tensor) -> Gram:
     """Take the sum of layer kernels, weighted by Omega ``(L,)`` or ``(d, L)``: what ``k.combine(omega)`` is."""
+    if not is_finite(k.blocks):
+        raise ValueError(f"nftk.{op}: kernels must be finite, got NaN or infinity")
     common = Common(torch.finfo(k.blocks.dtype).eps, k.blocks.device, k.symmetric)
     omega = omega.detach().to(k.blocks.device, torch.float64)
     d, blocks = k.outputs, k.blocks.detach()

@@ -29,6 +29,8 @@ class KernelEstimator(Estimator):
     omega_: Tensor | None
     dual_coef_: Tensor
     _shifted: bool
+    # reduction and normalization of the layer kernels that fit was given
+    _kind: tuple[str, str | None] | None
     _x: Tensor
 
     @property
@@ -150,7 +152,17 @@ class KernelEstimator(Estimator):
     def _given(self, x: Any, *, reset: bool) -> Kernel:
         """A precomputed kernel."""
         if isinstance(x, LayerKernels):
+            kind = x.reduction, x.normalization
+            if reset:
+                self._kind = kind
+            elif self._kind not in (None, kind):
+                raise ValueError(
+                    f"nftk.{self._op}: the kernels' reduction and normalization must be {self._kind}, as in fit, got "
+                    f"{kind}"
+                )
             return x
+        if reset:
+            self._kind = None
         if not isinstance(x, Tensor) and np.ndim(x) in (3, 4):
             x = torch.from_numpy(np.array(x, dtype=np.float64))
         if isinstance(x, Tensor) and x.ndim != 2:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nftk import constraints
-from nftk._checks import check_choice, check_integer, check_number
+from nftk._checks import check_choice, check_integer, check_number, is_finite
 from nftk.constraints import NonNegative
 from nftk.constraints.base import Projection
 from nftk.regression.descent import Descent, bounded, by_class, descend
@@ -288,6 +288,8 @@ class MultipleKernelRidge(KernelEstimator):
                 f"nftk.{self._op}: the training kernels must be square, of the training examples with themselves, got "
                 f"shape {[n1, n2]}"
             )
+        if not is_finite(k.blocks):
+            raise ValueError(f"nftk.{self._op}: kernels must be finite, got NaN or infinity")
         if k.symmetric:
             return
         for name, block in zip(k.names, k.matrix().detach(), strict=True):

@@ -67,7 +67,8 @@ def cholesky(op: str, matrices: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
             if not failed:
                 factors[i] = factor
                 break
-            if tau >= MOST_JITTER * scale:
+            # so written that a NaN ends it too
+            if not tau < MOST_JITTER * scale:
                 least = torch.linalg.eigvalsh(matrices[i])[0].item() - tau - ridge
                 raise ValueError(
                     f"nftk.{op}: the training kernel must be positive semi-definite, got the eigenvalue {least:.3g} "
