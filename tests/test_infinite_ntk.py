@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +215,31 @@ def test_finite_networks_approach_it_like_one_over_root_width(activation):
     centred = logs - logs.mean()
     slopes = (centred[:, None] * torch.log(torch.stack(errors))).sum(0) / centred.square().sum()
     assert ((slopes > -0.6) & (slopes < -0.4)).all(), slopes
+
+
+MEMORY = r"""
+import re, sys, torch, nftk
+
+def peak():
+    # not getrusage: it begins with the peak of the process that started this one
+    return int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1]) * 1024
+
+backend = sys.argv[1]
+x = torch.randn(1500, 8, dtype=torch.float64)
+nftk.infinite_ntk(x[:200], depth=10, backend=backend)
+before = peak()
+k = nftk.infinite_ntk(x, depth=10, backend=backend)
+print((peak() - before) / k.blocks.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory otherwise")
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_memory_is_that_of_the_kernels(backend):
+    done = subprocess.run([sys.executable, "-c", MEMORY, backend], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # 180 MB of kernels, and what the tiles of torch's formula take
+    assert 0.9 < float(done.stdout) < (1.1 if backend == "auto" else 1.4)
 
 
 def test_empty_and_single():
