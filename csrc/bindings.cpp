@@ -13,6 +13,7 @@
 
 #include "layer_recursion.h"
 #include "tangent_gram.h"
+#include "transpose.h"
 #include "vector_width.h"
 
 namespace py = pybind11;
@@ -99,6 +100,20 @@ void gaps_from_gram(uintptr_t gram, int64_t stride, std::array<int64_t, 3> sizes
     nftk::gaps_from_gram<float>({reinterpret_cast<float*>(gram), stride, n1, n2, m, a, b, near, upper, threads});
   else
     nftk::gaps_from_gram<double>({reinterpret_cast<double*>(gram), stride, n1, n2, m, a, b, near, upper, threads});
+}
+
+void transpose(uintptr_t out, int64_t out_stride, uintptr_t x, int64_t x_stride, std::array<int64_t, 2> sizes,
+               const std::string& number) {
+  const auto [rows, cols] = sizes;
+  if (rows <= 0 || cols <= 0) return;
+  check(out && x, "transpose: tensors must have memory, got address 0");
+  check(out_stride >= rows && x_stride >= cols, "transpose: rows must not overlap");
+  check(number == "float32" || number == "float64", "transpose: number must be float32 or float64");
+  const py::gil_scoped_release release;
+  if (number == "float32")
+    nftk::transpose(reinterpret_cast<float*>(out), out_stride, reinterpret_cast<const float*>(x), x_stride, rows, cols);
+  else
+    nftk::transpose(reinterpret_cast<double*>(out), out_stride, reinterpret_cast<const double*>(x), x_stride, rows, cols);
 }
 
 #ifdef NFTK_CUDA
@@ -189,6 +204,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         arg("symmetric"), arg("number"), arg("threads"), arg("vectors") = "auto");
   m.def("gaps_from_gram", &gaps_from_gram, py::kw_only(), arg("gram"), arg("stride"), arg("sizes"), arg("u1"), arg("u2"),
         arg("near"), arg("upper"), arg("number"), arg("threads"));
+  m.def("transpose", &transpose, py::kw_only(), arg("out"), arg("out_stride"), arg("x"), arg("x_stride"), arg("sizes"),
+        arg("number"));
 #ifdef NFTK_CUDA
   m.def("tangent_gram", &tangent_gram, arg("entries"), py::kw_only(), arg("out"), arg("out_strides"), arg("sizes"),
         arg("outputs"), arg("form"), arg("symmetric"), arg("accumulate"), arg("number"), arg("precision"),

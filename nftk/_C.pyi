@@ -82,6 +82,17 @@ def gaps_from_gram(
 ) -> None:
     """Run csrc/layer_recursion.h's function in place; u1 and u2 are float64 and contiguous, sizes are n1, n2, m."""
 
+def transpose(
+    *,
+    out: int,
+    out_stride: int,
+    x: int,
+    x_stride: int,
+    sizes: tuple[int, int],
+    number: Literal["float32", "float64"],
+) -> None:
+    """Run csrc/transpose.h's function; sizes are the rows and columns of x."""
+
 def tangent_gram(
     entries: Sequence[TangentGramEntry],
     *,

@@ -68,7 +68,7 @@ def check_number(op: str, name: str, given: Any, minimum: float = 0.0, *, above:
     try:
         value = float(given)
     except OverflowError:
-        value = math.inf if given > 0 else -math.inf
+        value = math.inf
     if not math.isfinite(value) or value < minimum or (above and value == minimum):
         bound = "" if minimum == -math.inf else f" and {'above' if above else 'at least'} {minimum:g}"
         rule = "finite" + bound

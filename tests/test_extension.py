@@ -37,8 +37,14 @@ def test_wrong_counts_are_refused():
         rest = {"stride": 2, "sizes": (2, 2, 3), "near": 0.1, "upper": False, "number": "float64", "threads": 1}
         _C.gaps_from_gram(**(memory | rest | changes))
 
+    def transpose(**changes):
+        memory = dict.fromkeys(("out", "x"), numbers.data_ptr())
+        rest = {"out_stride": 8, "x_stride": 8, "sizes": (2, 2), "number": "float64"}
+        _C.transpose(**(memory | rest | changes))
+
     recursion()
     gaps()
+    transpose(x=numbers[16:].data_ptr())
     too_wide = WIDTHS[WIDTHS.index(_C.build_info()["vectors"]) + 1 :]
     for call, error, text in [
         (lambda: recursion([layer[:-1]]), TypeError, "incompatible function arguments"),
@@ -53,6 +59,10 @@ def test_wrong_counts_are_refused():
         (lambda: gaps(u1=0), ValueError, "gaps_from_gram: tensors must have memory, got address 0"),
         (lambda: gaps(sizes=(1, 2, 3), upper=True), ValueError, "upper must go with as many rows as columns"),
         (lambda: gaps(number="half"), ValueError, "gaps_from_gram: number must be float32 or float64"),
+        (lambda: transpose(out=0), ValueError, "transpose: tensors must have memory, got address 0"),
+        (lambda: transpose(out_stride=1), ValueError, "transpose: rows must not overlap"),
+        (lambda: transpose(x_stride=1), ValueError, "transpose: rows must not overlap"),
+        (lambda: transpose(number="half"), ValueError, "transpose: number must be float32 or float64"),
         *((lambda name=name: recursion(vectors=name), ValueError, f"this CPU has no {name}") for name in too_wide),
     ]:
         with pytest.raises(error, match=re.escape(text)):

@@ -7,9 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# rows and columns of a tile of products. On two cores of an EPYC a product of 320 x 640 x 256 runs at the rate of a
-# large one, and it and its sum stay in the cache; a GPU wants tiles that fill it
-_TILE = {"cpu": (640, 640), "cuda": (4096, 8192)}
+from nftk.ops.in_threads import in_threads, most_threads
+from nftk.ops.transpose import copy_transposed_
+
+# rows and columns of a tile of products. On a core of an EPYC a product of 640 x 1280 x 256 runs at the rate of a large
+# one, and it and its sum stay in the cache; a GPU wants tiles that fill it
+_TILE = {"cpu": (640, 1280), "cuda": (4096, 8192)}
 # of the other forms, whose products are some d times deeper, or d of them at once
 _TILE_TRACE = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 # a tile on the diagonal is so much smaller
@@ -48,7 +51,7 @@ def scratch_bytes(form: str, n1: int, n2: int, d: int, terms: int, itemsize: int
     across = columns * (d if form == "full" else 1)
     down = rows * (1 if form == "trace" else d)
     # the product, its sum, a copy of the sum to be mirrored, and the factors of all terms where they are copied
-    return itemsize * across * (3 * down + (rows * terms if form == "full" else 0))
+    return most_threads(device) * itemsize * across * (3 * down + (rows * terms if form == "full" else 0))
 
 
 def memory_shape(form: str, size: int, n1: int, n2: int, d: int) -> tuple[int, ...]:
@@ -82,26 +85,30 @@ def fill(out: Tensor, terms: Sequence[Term], form: str, symmetric: bool, identit
     for t, term in enumerate(terms):
         for place in dict.fromkeys(term.outputs):
             by_output[place].append((t, [q for q, where in enumerate(term.outputs) if where == place]))
-    operands = [(_operand(term.a, form), _operand(term.b, form)) for term in terms]
+    operands = [[_factors_of(a, b, form) for a, b in zip(term.a, term.b, strict=True)] for term in terms]
     d = 1 if form == "trace" else out.shape[2] if form == "full" else out.shape[1]
-    # one piece of memory for all tiles: the system takes as long to find a new one as some tiles to fill
-    scratch: dict[str, Tensor] = {}
-    for rows, columns, diagonal in _tiles(out, form, d, symmetric):
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        shape = {"full": (height, d, width * d), "trace": (height, width), "diagonal": (d, height, width)}[form]
-        product, tile = (_part(scratch, name, shape, out) for name in ("product", "tile"))
-        factors = [_factor(term.s[rows, columns], form, d) for term in terms]
-        for place, uses in enumerate(by_output):
-            _tile(uses, operands, factors, (rows, columns), form, product, tile)
-            for identity in identities:
-                if identity.output == place:
-                    view = tile
-                    if form == "full":
-                        view = tile.view(*tile.shape[:2], -1, d).diagonal(dim1=1, dim2=3).permute(2, 0, 1)
-                    _add_identity(view, identity.gram[..., rows, columns], identity.weight, form)
-            if diagonal:
-                _mirror_within(tile, form)
-            _store(out[place], tile, rows, columns, form, mirror=symmetric and not diagonal)
+
+    def fill_tiles(tiles: Iterator[tuple[slice, slice, bool]]) -> None:
+        # one piece of memory for all tiles: the system takes as long to find a new one as some tiles to fill
+        scratch: dict[str, Tensor] = {}
+        for rows, columns, diagonal in tiles:
+            height, width = rows.stop - rows.start, columns.stop - columns.start
+            shape = {"full": (height, d, width * d), "trace": (height, width), "diagonal": (d, height, width)}[form]
+            product, tile = (_part(scratch, name, shape, out) for name in ("product", "tile"))
+            factors = [_factor(term.s[rows, columns], form, d) for term in terms]
+            for place, uses in enumerate(by_output):
+                _tile(uses, operands, factors, _places(rows, columns, form, d), form, product, tile)
+                for identity in identities:
+                    if identity.output == place:
+                        view = tile
+                        if form == "full":
+                            view = tile.view(*tile.shape[:2], -1, d).diagonal(dim1=1, dim2=3).permute(2, 0, 1)
+                        _add_identity(view, identity.gram[..., rows, columns], identity.weight, form)
+                if diagonal:
+                    _mirror_within(tile, form)
+                _store(out[place], tile, rows, columns, form, mirror=symmetric and not diagonal)
+
+    in_threads(fill_tiles, list(_tiles(out, form, d, symmetric)), out.device)
 
 
 def _tiles(out: Tensor, form: str, d: int, symmetric: bool) -> Iterator[tuple[slice, slice, bool]]:
@@ -146,11 +153,20 @@ def _part(scratch: dict[str, Tensor], name: str, shape: tuple[int, ...], like: T
     return scratch[name][:size].view(shape)
 
 
-def _operand(x: Tensor, form: str) -> Tensor:
-    """Slices, examples, and what a product sums over, last: [p, n, d, c], or [p, n, d c] where i is summed too."""
-    if x.stride(-1) != 1 or x.stride(-2) != x.shape[-1]:
-        x = x.contiguous()
-    return x.flatten(2) if form == "trace" else x
+def _factors_of(a: Tensor, b: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    """The two matrices, or batches of them, of a slice's products; rows of the one, columns of the other are tiled."""
+    a, b = (x if x.stride(-1) == 1 and x.stride(-2) == x.shape[-1] else x.contiguous() for x in (a, b))
+    if form == "diagonal":
+        return a.transpose(0, 1), b.permute(1, 2, 0)
+    if form == "trace":
+        return a.flatten(1), b.flatten(1).mT
+    return a.flatten(0, 1), b.flatten(0, 1).mT
+
+
+def _places(rows: slice, columns: slice, form: str, d: int) -> tuple[slice, slice]:
+    """Where a tile's examples are in these matrices."""
+    times = d if form == "full" else 1
+    return slice(rows.start * times, rows.stop * times), slice(columns.start * times, columns.stop * times)
 
 
 def _factor(s: Tensor, form: str, d: int) -> Tensor:
@@ -162,7 +178,7 @@ def _factor(s: Tensor, form: str, d: int) -> Tensor:
 
 def _tile(
     uses: list[tuple[int, list[int]]],
-    operands: list[tuple[Tensor, Tensor]],
+    operands: list[list[tuple[Tensor, Tensor]]],
     factors: list[Tensor],
     place: tuple[slice, slice],
     form: str,
@@ -174,19 +190,15 @@ def _tile(
         total.zero_()
     flat = product.flatten(0, 1) if form == "full" else product
     for first, (t, slices) in enumerate(uses):
-        a, b = operands[t]
         for again, q in enumerate(slices):
-            left, right = a[q, place[0]], b[q, place[1]]
+            a, b = operands[t][q]
+            left, right = a[..., place[0], :], b[..., place[1]]
             if form == "diagonal":
-                left, right = left.transpose(0, 1), right.permute(1, 2, 0)
                 flat.baddbmm_(left, right, beta=int(again > 0))
-                continue
-            if form == "full":
-                left, right = left.flatten(0, 1), right.flatten(0, 1)
-            if again:
-                flat.addmm_(left, right.mT)
+            elif again:
+                flat.addmm_(left, right)
             else:
-                torch.mm(left, right.mT, out=flat)
+                torch.mm(left, right, out=flat)
         if first == 0:
             torch.mul(product, factors[t], out=total)
         else:
@@ -222,11 +234,26 @@ def _store(out: Tensor, tile: Tensor, rows: slice, columns: slice, form: str, *,
         tile = tile.view(*tile.shape[:2], columns.stop - columns.start, -1)
         out[rows, :, columns].copy_(tile)
         if mirror:
-            out[columns, :, rows].copy_(tile.permute(2, 3, 0, 1))
+            write_mirrored(out[columns, :, rows], tile, form)
         return
     out[..., rows, columns].copy_(tile)
     if mirror:
-        out[..., columns, rows].copy_(tile.mT)
+        write_mirrored(out[..., columns, rows], tile, form)
+
+
+def write_mirrored(out: Tensor, tile: Tensor, form: str) -> None:
+    """Write a tile, in the order of memory, to its place on the other side of the diagonal."""
+    if form != "full":
+        for matrix, mirror in zip(tile.view(-1, *tile.shape[-2:]), out.view(-1, *out.shape[-2:]), strict=True):
+            copy_transposed_(mirror, matrix)
+        return
+    try:
+        matrix, mirror = (x.view(x.shape[0] * x.shape[1], -1) for x in (tile, out))
+    except RuntimeError:
+        # outputs of an example that do not follow one another
+        out.copy_(tile.permute(2, 3, 0, 1))
+    else:
+        copy_transposed_(mirror, matrix)
 
 
 def formula(

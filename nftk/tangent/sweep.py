@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nftk.ops.precision import full_precision
 from nftk.ops.tangent_gram import fill
-from nftk.ops.tangent_gram_torch import memory_shape
+from nftk.ops.tangent_gram_torch import memory_shape, write_mirrored
 from nftk.tangent.blocks import Rectangle, apply_scale, blocks_of, self_kernels
 from nftk.tangent.chain import Chain
 from nftk.tangent.plan import Plan, Tile, costs, make_plan
@@ -156,8 +156,9 @@ class Sweep:
         if target is not part:
             part.copy_(target)
         if self.symmetric and not on_diagonal:
-            mirror = self._at(out, columns, rows)[tile.outputs[0] : tile.outputs[1]]
-            mirror.copy_(target.permute(0, 3, 4, 1, 2) if self.form == "full" else target.mT)
+            mirrors = self._at(out, columns, rows)[tile.outputs[0] : tile.outputs[1]]
+            for mirror, upper in zip(mirrors, target, strict=True):
+                write_mirrored(mirror, upper, self.form)
 
     def _at(self, out: Tensor, rows: slice, columns: slice) -> Tensor:
         return out[:, rows, :, columns] if self.form == "full" else out[..., rows, columns]
