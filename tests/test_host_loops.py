@@ -98,6 +98,42 @@ def test_an_interrupt_leaves_what_is_not_begun(two_threads, monkeypatch):
     assert len(done) == count
 
 
+def test_an_interrupt_while_threads_start(two_threads, monkeypatch):
+    done, start, calls = [], threading.Thread.start, []
+
+    def interrupted(self):
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        start(self)
+
+    def work(pieces):
+        for piece in pieces:
+            time.sleep(0.01)
+            done.append(piece)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(work, range(1000), CPU)
+    assert len(done) < 10
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_system_without_more_threads(two_threads, monkeypatch, most):
+    done, start, calls = [], threading.Thread.start, []
+
+    def refused(self):
+        calls.append(self)
+        if len(calls) > most:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    in_threads(done.extend, range(10), CPU)
+    assert sorted(done) == list(range(10))
+
+
 def test_inference_mode_and_no_gradients_go_along(two_threads):
     out = [None] * 8
 

@@ -43,34 +43,41 @@ def in_threads(work: Callable[[Iterator[T]], None], pieces: Sequence[T], device:
 
     def run() -> None:
         try:
-            torch.set_num_threads(1)
-            # a thread takes its first number over when it is first asked, which is to be now
-            torch.get_num_threads()
-            started.release()
+            try:
+                torch.set_num_threads(1)
+                # a thread takes its first number over when it is first asked, which is to be now
+                torch.get_num_threads()
+            finally:
+                started.release()
             with torch.inference_mode(inference), torch.no_grad():
                 work(own())
         except BaseException as error:
             errors.append(error)
             todo.clear()
 
-    team = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
-    running = []
+    team: list[threading.Thread] = []
     try:
-        for thread in team:
-            thread.start()
-            running.append(thread)
+        for _ in range(threads):
+            thread = threading.Thread(target=run, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives no more of them
+                break
+            team.append(thread)
             started.acquire()
-    finally:
         # of this thread, and what threads to come begin with; those above keep their one
         torch.set_num_threads(threads)
-        try:
-            for thread in running:
-                thread.join()
-        except BaseException:
-            # a Ctrl-C: what is begun ends, the rest is left
-            todo.clear()
-            for thread in running:
-                thread.join()
-            raise
+        if not team:
+            work(own())
+        for thread in team:
+            thread.join()
+    except BaseException:
+        # a Ctrl-C: what is begun ends, the rest is left
+        todo.clear()
+        for thread in team:
+            thread.join()
+        raise
+    finally:
+        torch.set_num_threads(threads)
     if errors:
         raise errors[0]
