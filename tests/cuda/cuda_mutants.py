@@ -1,4 +1,4 @@
-"""Plant faults in the CUDA source, one at a time, and see the tests turn red: ``python tests/cuda/mutants.py``.
+"""Plant faults in the CUDA source, one at a time, and see the tests turn red: ``python tests/cuda/cuda_mutants.py``.
 
 Works on copies of the sources. ``--list`` names the faults, a word takes those with it in their name, ``-j`` says how
 many run at once. Exits with 1 if a fault survives.
