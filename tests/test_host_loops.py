@@ -1,13 +1,16 @@
 """What the CPU's loops stand on: threads that share tiles, matrices written across, memory in large pages."""
 
+import os
 import threading
 import time
+from concurrent import futures
 
 import pytest
 import torch
 
 from nftk import _extension
 from nftk.ops import huge_pages
+from nftk.ops import in_threads as module
 from nftk.ops.in_threads import in_threads, most_threads
 from nftk.ops.transpose import copy_transposed_
 
@@ -76,47 +79,26 @@ def test_what_a_thread_raises_is_raised_and_ends_the_others(two_threads):
 
 
 def test_an_interrupt_leaves_what_is_not_begun(two_threads, monkeypatch):
-    done, join, calls = [], threading.Thread.join, []
+    done, calls = [], []
 
-    def interrupted(self, *arguments):
-        calls.append(self)
+    def interrupted(jobs):
+        calls.append(jobs)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        join(self, *arguments)
+        return futures.wait(jobs)
 
     def work(pieces):
         for piece in pieces:
             time.sleep(0.01)
             done.append(piece)
 
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    monkeypatch.setattr(module, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         in_threads(work, range(1000), CPU)
     count = len(done)
     assert count < 10
     time.sleep(0.05)
     assert len(done) == count
-
-
-def test_an_interrupt_while_threads_start(two_threads, monkeypatch):
-    done, start, calls = [], threading.Thread.start, []
-
-    def interrupted(self):
-        calls.append(self)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        start(self)
-
-    def work(pieces):
-        for piece in pieces:
-            time.sleep(0.01)
-            done.append(piece)
-
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        in_threads(work, range(1000), CPU)
-    assert len(done) < 10
-    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("most", [0, 1])
@@ -129,9 +111,59 @@ def test_a_system_without_more_threads(two_threads, monkeypatch, most):
             raise RuntimeError("can't start new thread")
         start(self)
 
+    monkeypatch.setattr(module, "_team", None)
     monkeypatch.setattr(threading.Thread, "start", refused)
     in_threads(done.extend, range(10), CPU)
-    assert sorted(done) == list(range(10))
+    assert done == list(range(10))
+    assert torch.get_num_threads() == 2
+
+
+def test_callers_in_many_threads_keep_their_own_number(two_threads):
+    found, sums = set(), []
+
+    def call():
+        for _ in range(20):
+            mine = []
+            in_threads(mine.extend, range(30), CPU)
+            sums.append(sum(mine))
+            found.add(torch.get_num_threads())
+
+    in_threads(list, range(10), CPU)  # the team is there
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert found == {2}
+    assert sums == [sum(range(30))] * 80
+
+
+def test_more_threads_make_a_larger_team(two_threads):
+    in_threads(list, range(10), CPU)
+    torch.set_num_threads(3)
+    seen = set()
+
+    def work(pieces):
+        for _ in pieces:
+            time.sleep(0.01)
+            seen.add((threading.get_ident(), torch.get_num_threads()))
+
+    in_threads(work, range(30), CPU)
+    assert len({thread for thread, _ in seen}) == 3
+    assert {count for _, count in seen} == {1}
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_has_threads_of_its_own(two_threads):
+    in_threads(list, range(10), CPU)
+    child = os.fork()
+    if child == 0:
+        mine = []
+        in_threads(mine.extend, range(10), CPU)
+        os._exit(0 if sorted(mine) == list(range(10)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_inference_mode_and_no_gradients_go_along(two_threads):

@@ -276,6 +276,10 @@ def test_errors():
     refused(ValueError, "out must have an entry of memory each", out=torch.ones(8).as_strided((2, 2, 2), (3, 2, 1)))
     refused(ValueError, "get must be one of", get="cov")
     refused(ValueError, r"out must have shape \[2, 2, 2\], got \[2, 2, 3\]", out=torch.ones(2, 2, 3))
+    read_only = np.zeros((2, 2, 2), np.float32)
+    read_only.flags.writeable = False
+    refused(ValueError, "out must be writable, got a read-only array", out=read_only)
+    refused(ValueError, "out must not require gradients", out=torch.ones(2, 2, 2, requires_grad=True))
     refused(ValueError, "out must have contiguous rows", out=torch.ones(2, 2, 2).mT)
     refused(ValueError, "differentiable must go without out", differentiable=True, out=torch.ones(2, 2, 2))
     refused(NotImplementedError, "'cuda'", backend="cuda")

@@ -108,6 +108,8 @@ def test_plain_network_and_ridge_by_leave_one_out():
         ({"train": draw(9, 4)}, r"train must be a pair \(x, y\), got Tensor"),
         ({"train": (draw(9, 4), draw(9, 3))}, r"train's y must have shape \[n, 2\], got \[9, 3\]"),
         ({"train": (draw(9, 4), draw(8, 2))}, "train's y must have 9 entries"),
+        ({"test": (draw(6, 4), torch.tensor([1]))}, "test's y must have 6 entries, one an example, got 1"),
+        ({"test": (draw(6, 4), torch.ones(6, 1, dtype=torch.int64))}, r"test's y must be labels \[n\]"),
         ({"train": (draw(9, 4), torch.arange(9))}, r"must be labels \[n\] in 0..1 or targets \[n, 2\], got 0 to 8"),
         ({"trained": network(8, d=3)}, r"trained's output must have shape \[5, 2\], got \[5, 3\]"),
     ],
@@ -116,3 +118,18 @@ def test_errors(change, text):
     given = {"model": network(8), "train": (draw(9, 4), draw(9, 2)), "test": draw(5, 4), "ridge": 0.1} | change
     with pytest.raises(ValueError, match=text):
         nftk.kernel_prediction(given.pop("model"), given.pop("train"), given.pop("test"), **given)
+
+
+def test_labels_are_tensors():
+    model = nftk.NFTKMLP(4, [6], 2, parameterization="ntk")
+    with pytest.raises(TypeError, match="train's y must be a torch.Tensor, got list"):
+        nftk.kernel_prediction(model, (draw(3, 4).float(), [0, 1, 0]), draw(2, 4).float(), ridge=0.1)
+
+
+def test_modes_of_submodules_stay():
+    model = nftk.NFTKMLP(4, [6, 5], 2, dropout=0.0, dtype=torch.float64).train()
+    model.hidden[0].eval()
+    before = [module.training for module in model.modules()]
+    x = draw(5, 4).double()
+    nftk.kernel_prediction(model, (x, torch.tensor([0, 1, 0, 1, 1])), x, ridge=0.1)
+    assert [module.training for module in model.modules()] == before

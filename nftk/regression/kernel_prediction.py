@@ -88,6 +88,7 @@ def kernel_prediction(
 
     Raises:
         ValueError: If shapes or settings do not fit.
+        TypeError: If labels or targets are no tensor.
 
     References:
         Alemohammad et al., NFT-K: Non-Fungible Tangent Kernels, ICASSP 2022, arXiv 2110.04945, theorem 1 and equation
@@ -118,11 +119,16 @@ def kernel_prediction(
         check_number(_OP, "proximal", proximal)
         ridge = ridge_from_proximal(proximal, len(x))
     assert ridge is not None
+    for name, given in (("train's y", y), ("test's y", y_test)):
+        if not isinstance(given, Tensor) and not (given is None and name == "test's y"):
+            raise TypeError(f"nftk.{_OP}: {name} must be a torch.Tensor, got {type(given).__name__}")
     with torch.no_grad():
         f_0, f_0_test = _outputs(model, x), _outputs(model, x_test)
     target = _targets(y, f_0, "train's y")
     if len(target) != len(f_0):
         raise ValueError(f"nftk.{_OP}: train's y must have {len(f_0)} entries, one an example, got {len(target)}")
+    if y_test is not None and len(_targets(y_test, f_0_test, "test's y")) != len(f_0_test):
+        raise ValueError(f"nftk.{_OP}: test's y must have {len(f_0_test)} entries, one an example, got {len(y_test)}")
 
     settings: dict[str, Any] = {
         "per": "model", "reduction": reduction, "include_omega": include_omega, "memory_budget": memory_budget,
@@ -148,11 +154,12 @@ def kernel_prediction(
 
 def _outputs(model: nn.Module, x: Tensor) -> Tensor:
     """F(x), ``(n, d)`` in float64."""
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         f: Tensor = model.eval()(x)
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     return f.reshape(len(x), -1).to(torch.float64)
 
 

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nftk._checks import check_shape, check_tensor
+from nftk._checks import check_shape
 from nftk.ops import huge_pages
 from nftk.ops.tangent_gram_torch import as_blocks, as_memory, formula
 from nftk.tangent.blocks import Rectangle, scaled
 from nftk.tangent.blocks import self_kernels as self_kernels_of
 from nftk.tangent.chain import Chain
+from nftk.tangent.given_output import given_output
 from nftk.tangent.layer_kernels import LayerKernels
 from nftk.tangent.plan import check_budget
 from nftk.tangent.progress import Line
@@ -124,7 +124,7 @@ def empirical_ntk(
         with torch.autocast(x1.device.type, enabled=False):
             return _differentiable(chain, x1, x2, request)
     chain, x1, x2 = detached(chain, x1, x2)
-    given, tell = None if out is None else _as_tensor(out), _tile_done(progress)
+    given, tell = None if out is None else given_output(_OP, out), _tile_done(progress)
     sweep = Sweep(chain, x1, x2, request, budget=check_budget(memory_budget, x1.device, _OP), op=_OP)
     shape = sweep.memory_shape()
     if given is None:
@@ -205,22 +205,6 @@ def _differentiable(chain: Chain, x1: Tensor, x2: Tensor | None, request: Reques
     identities = rectangle.identities(blocks, outputs, *scales)
     memory = formula(rectangle.terms(blocks, outputs), form, x2 is None, sweep.memory_shape(), x1, identities)
     return LayerKernels(as_blocks(form, memory), tuple(sweep.names), request.reduction, request.normalize, x2 is None)
-
-
-def _as_tensor(out: Any) -> Tensor:
-    if isinstance(out, np.ndarray):
-        if not out.flags.writeable:
-            raise ValueError(f"nftk.{_OP}: out must be writable, got a read-only array")
-        try:
-            return torch.from_numpy(out)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"nftk.{_OP}: out must be an array that torch can write to, got one it cannot: {error}"
-            ) from None
-    check_tensor(_OP, "out", out)
-    if out.requires_grad:
-        raise ValueError(f"nftk.{_OP}: out must not require gradients, got a tensor that does")
-    return out  # type: ignore[no-any-return]
 
 
 def _tile_done(progress: Progress) -> TileDone | None:

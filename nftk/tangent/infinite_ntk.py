@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from nftk.ops import precision as precisions
 from nftk.ops.cosine_gap import cosine_gap, directions, from_gram
 from nftk.ops.duals import Dual
 from nftk.ops.layer_recursion import SUPPORTED, RecursionLayer, fill, lacking, layer_recursion, rows_of
+from nftk.tangent.given_output import given_output
 from nftk.tangent.layer_kernels import LayerKernels
 
 _OP = "infinite_ntk"
@@ -337,14 +337,13 @@ def _check_inputs(x1: Any, x2: Any) -> None:
 
 
 def _given(out: Any, shape: tuple[int, ...], x: Tensor) -> Tensor:
-    target = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
+    target = given_output(_OP, out)
     check_tensor(_OP, "out", target)
     check_shape(_OP, "out", target, shape)
     check_same(_OP, "dtype", x1=x, out=target)
     check_same(_OP, "device", x1=x, out=target)
     if target.numel() and target.stride(2) != 1:
         raise ValueError(f"nftk.{_OP}: out must have contiguous rows, got strides {list(target.stride())}")
-    assert isinstance(target, Tensor)
     if not _apart(target):
         raise ValueError(f"nftk.{_OP}: out must have an entry of memory each, got strides {list(target.stride())}")
     return target
