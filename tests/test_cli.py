@@ -41,7 +41,9 @@ def command(*arguments):
 
 def start(*arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    script = [sys.executable, "-c", "from nftk.cli import main; main()"]
+    # what runs in a shell's background begins with Ctrl-C ignored, and so would what it starts
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = [sys.executable, "-c", f"{heard}; from nftk.cli import main; main()"]
     return subprocess.Popen(
         [*script, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
