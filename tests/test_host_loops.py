@@ -1,4 +1,4 @@
-"""What the CPU's loops stand on: threads that share tiles, matrices written across, memory in large pages."""
+"""What the CPU's loops stand on: threads that share tiles, and matrices written across."""
 
 import os
 import threading
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from nftk import _extension
-from nftk.ops import huge_pages
 from nftk.ops import in_threads as module
 from nftk.ops.in_threads import in_threads, most_threads
 from nftk.ops.transpose import copy_transposed_
@@ -207,27 +206,3 @@ def test_transpose_is_cpp_where_rows_are_rows(monkeypatch):
     copy_transposed_(torch.empty(60, 40).mT, x)
     copy_transposed_(out.double(), x)
     assert calls == [(60, 40)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_large_memory(dtype, monkeypatch):
-    monkeypatch.setattr(huge_pages, "_LARGE", 1 << 20)
-    x = huge_pages.empty((300, 1, 1000), torch.empty(0, dtype=dtype))
-    assert (x.shape, x.dtype, x.is_contiguous()) == ((300, 1, 1000), dtype, True)
-    assert x.data_ptr() % 64 == 0
-    x.fill_(3)
-    y = x[1:].clone()
-    del x
-    assert bool((y == 3).all())
-    assert huge_pages.empty((0, 5), y).shape == (0, 5)
-
-
-def test_a_system_without_large_pages(monkeypatch):
-    def refused(*arguments, **keywords):
-        raise OSError
-
-    monkeypatch.setattr(huge_pages, "_LARGE", 1 << 10)
-    monkeypatch.setattr(huge_pages.mmap, "mmap", refused)
-    assert huge_pages.empty((100, 100), torch.empty(0)).shape == (100, 100)
-    monkeypatch.setattr(huge_pages, "mmap", object())
-    assert huge_pages.empty((100, 100), torch.empty(0)).shape == (100, 100)

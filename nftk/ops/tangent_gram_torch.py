@@ -15,8 +15,8 @@ from nftk.ops.transpose import copy_transposed_
 _TILE = {"cpu": (640, 1280), "cuda": (4096, 8192)}
 # of the other forms, whose products are some d times deeper, or d of them at once
 _TILE_TRACE = {"cpu": (512, 1024), "cuda": (4096, 8192)}
-# a tile on the diagonal, of which half is work for nothing, is so much smaller; small products are slower by themselves
-_DIAGONAL = {"full": 2, "trace": 4, "diagonal": 4}
+# a tile on the diagonal is so much smaller
+_DIAGONAL = 4
 
 
 class Term(NamedTuple):
@@ -119,7 +119,7 @@ def _tiles(out: Tensor, form: str, d: int, symmetric: bool) -> Iterator[tuple[sl
         yield from ((*tile, False) for tile in _rectangles(slice(0, n1), slice(0, n2), sizes))
         return
     # halves again and again, because half of a tile on the diagonal is work for nothing
-    smallest, parts = max(sizes[0] // _DIAGONAL[form], 1), [slice(0, n1)]
+    smallest, parts = max(sizes[0] // _DIAGONAL, 1), [slice(0, n1)]
     while parts:
         part = parts.pop()
         if part.stop - part.start <= smallest:

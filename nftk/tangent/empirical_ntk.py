@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from nftk._checks import check_shape
-from nftk.ops import huge_pages
 from nftk.ops.tangent_gram_torch import as_blocks, as_memory, formula
 from nftk.tangent.blocks import Rectangle, scaled
 from nftk.tangent.blocks import self_kernels as self_kernels_of
@@ -128,7 +127,7 @@ def empirical_ntk(
     sweep = Sweep(chain, x1, x2, request, budget=check_budget(memory_budget, x1.device, _OP), op=_OP)
     shape = sweep.memory_shape()
     if given is None:
-        memory = huge_pages.empty(shape, x1)
+        memory = x1.new_empty(shape)
     else:
         blocks_shape = tuple(as_blocks(request.form, torch.empty(shape, device="meta")).shape)
         check_shape(_OP, "out", given, blocks_shape)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nftk.ops import huge_pages
 from nftk.tangent.chain import Chain, hidden_states
 
 
@@ -91,7 +90,7 @@ def _delta(seeds: list[Tensor], later: Tensor | None, weight: Tensor | None, slo
             return torch.cat([*(v.expand(1, n, d, width) for v in seeds), *back]) * across
         return sum([*back, *seeds]) * across.expand(1, n, 1, width)
     # written once, where it stays: as large as all that is kept
-    delta = huge_pages.empty((max(count, 1), n, d, width), slope)
+    delta = slope.new_empty(max(count, 1), n, d, width)
     returned = delta[len(seeds) :] if apart else delta
     if later is not None and weight is not None:
         torch.mm(later.flatten(0, 2), weight, out=returned.view(-1, width))
