@@ -385,6 +385,18 @@ int64_t recursion_rows(const RecursionLayer& layer) {
   }
 }
 
+// Call work, which takes its share of what is left, in so many threads, of which this is one.
+template <class Work> void in_threads(int64_t threads, const Work& work) {
+  std::vector<std::thread> others;
+  try {
+    for (int64_t i = 1; i < threads; ++i) others.emplace_back([&] { work(); });
+  } catch (const std::system_error&) {
+    // fewer threads than were asked for do the same work
+  }
+  work();
+  for (std::thread& other : others) other.join();
+}
+
 template <class T> void layer_recursion(const LayerRecursion<T>& call, VectorWidth width) {
   const int64_t down = (call.n1 + tile - 1) / tile, across = (call.n2 + tile - 1) / tile;
   const int64_t matrices = call.weights ? call.outputs : static_cast<int64_t>(call.layers.size());
@@ -423,14 +435,7 @@ template <class T> void layer_recursion(const LayerRecursion<T>& call, VectorWid
   if (width > widest_vectors()) throw std::invalid_argument(std::string("this CPU has no ") + name(width));
   // a thread for every two tiles at most: to start one takes as long as a small tile
   const int64_t useful = std::min<int64_t>(call.threads, (down * across + 1) / 2);
-  std::vector<std::thread> others;
-  try {
-    for (int64_t i = 1; i < useful; ++i) others.emplace_back(work);
-  } catch (const std::system_error&) {
-    // fewer threads than were asked for do the same work
-  }
-  work();
-  for (std::thread& other : others) other.join();
+  in_threads(useful, work);
   if (error) std::rethrow_exception(error);
 }
 
@@ -469,14 +474,7 @@ template <class T> void gaps_from_gram(const GapsFromGram<T>& call) {
   };
   // to start a thread takes as long as some ten thousand pairs
   const int64_t useful = std::min<int64_t>(call.threads, call.n1 * call.n2 / 20000);
-  std::vector<std::thread> others;
-  try {
-    for (int64_t i = 1; i < useful; ++i) others.emplace_back(work);
-  } catch (const std::system_error&) {
-    // fewer threads than were asked for do the same work
-  }
-  work();
-  for (std::thread& other : others) other.join();
+  in_threads(useful, work);
 }
 
 template void gaps_from_gram(const GapsFromGram<float>&);
