@@ -63,3 +63,26 @@ def small_tiles(grid, monkeypatch):
     yield set_splits
     for zeros in _workspace._by_stream.values():
         assert not zeros.any(), "a kernel left a counter behind"
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """csrc's tangent_gram compiled for the CPU, in the place of nftk._C."""
+    import tangent_gram_host as host
+
+    if host.missing() is not None:
+        pytest.skip(host.missing())
+    return host.Extension(host.Host(tmp_path_factory.mktemp("cuda")))
+
+
+@pytest.fixture
+def cuda(emulated, monkeypatch):
+    """backend="cuda" on a CPU's tensors: the kernels' very source."""
+    import importlib
+
+    from nftk import _dispatch
+
+    load = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda name: emulated if name == "nftk._C" else load(name))
+    monkeypatch.setattr(_dispatch, "why_not", lambda backend, device: None)
+    return emulated

@@ -6,14 +6,12 @@ import threading
 
 import numpy as np
 import pytest
-import tangent_gram_host as host
 import torch
 from kernel_checks import error
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import nftk
-from nftk import _dispatch
 from nftk.ops import tangent_gram_torch
 from nftk.reference import empirical_ntk_reference
 
@@ -517,23 +515,6 @@ def test_grad_mode_and_default_dtype_are_left_alone():
 
 
 # the kernel's own source under it
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    if host.missing() is not None:
-        pytest.skip(host.missing())
-    return host.Extension(host.Host(tmp_path_factory.mktemp("cuda")))
-
-
-@pytest.fixture
-def cuda(emulated, monkeypatch):
-    import importlib
-
-    load = importlib.import_module
-    monkeypatch.setattr(importlib, "import_module", lambda name: emulated if name == "nftk._C" else load(name))
-    monkeypatch.setattr(_dispatch, "why_not", lambda backend, device: None)
-    return emulated
 
 
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rectangular", "symmetric"])

@@ -1,15 +1,11 @@
 """ops.tangent_gram: on torch, and on the CUDA source as the CPU runs it (tests/cuda), through the operation itself."""
 
-import importlib
-
 import pytest
-import tangent_gram_host as host
 import torch
 from kernel_checks import compile_and_list, error
 from torch.autograd import gradcheck, gradgradcheck
 
 import nftk
-from nftk import _dispatch
 from nftk.ops import tangent_gram_torch
 from nftk.ops.tangent_gram import FORMS
 from nftk.reference import tangent_gram_reference
@@ -25,22 +21,6 @@ def small(monkeypatch):
     for table in ("_TILE", "_TILE_TRACE"):
         monkeypatch.setattr(tangent_gram_torch, table, {"cpu": (6, 8)})
     monkeypatch.setattr(tangent_gram_torch, "_DIAGONAL", 2)
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    if host.missing() is not None:
-        pytest.skip(host.missing())
-    return host.Extension(host.Host(tmp_path_factory.mktemp("cuda")))
-
-
-@pytest.fixture
-def cuda(emulated, monkeypatch):
-    """backend="cuda" on a CPU's tensors: the kernels' very source."""
-    load = importlib.import_module
-    monkeypatch.setattr(importlib, "import_module", lambda name: emulated if name == "nftk._C" else load(name))
-    monkeypatch.setattr(_dispatch, "why_not", lambda backend, device: None)
-    return emulated
 
 
 def make_inputs(shape, dtype=torch.float32, symmetric=False, requires_grad=False):
