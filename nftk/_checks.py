@@ -105,6 +105,24 @@ def check_device(op: str, device: torch.device | str) -> torch.device:
     return place
 
 
+def check_flag(op: str, name: str, value: Any) -> None:
+    """Raise TypeError unless value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"nftk.{op}: {name} must be True or False, got {value!r}")
+
+
+def check_symmetric(op: str, name: str, matrix: Tensor, eps: float) -> None:
+    """Raise ValueError unless a square matrix is its own mirror image, to the rounding eps of what it came from."""
+    if not matrix.numel():
+        return
+    gap, size = float((matrix - matrix.mT).abs().max()), float(matrix.abs().max())
+    if gap > eps**0.5 * size:
+        raise ValueError(
+            f"nftk.{op}: {name} must be symmetric, got entries that differ by {gap:.3g} from their mirror image, "
+            f"where the largest is {size:.3g}"
+        )
+
+
 def check_choice(op: str, name: str, value: Any, choices: Collection[str]) -> None:
     """Raise ValueError unless value is one of choices."""
     if not isinstance(value, str) or value not in choices:
