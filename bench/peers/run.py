@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 import venv
 from pathlib import Path
 
@@ -118,7 +119,9 @@ def compare(points, peers, rounds, folder):
                 continue
             if way != "matmul-2048":
                 # the call that compiles, too
+                started = time.perf_counter()
                 answer = peers[name].ask(do="save", way=way, path=str(folder / "kernels.npy"))
+                print(f"{points} points, {way}: first call {time.perf_counter() - started:.1f} s", flush=True)
                 if "failed" in answer:
                     rows[way] = {"points": points, "provider": way, **answer}
                     print(f"{points} points, {way}: {answer['failed']}", flush=True)
