@@ -8,7 +8,8 @@ from nftk.modules import NFTKMLP
 from nftk.training import History, evaluate, fit
 
 if TYPE_CHECKING:
-    from nftk import data, reference, regression, tangent
+    from nftk import data, interpret, reference, regression, tangent
+    from nftk.interpret.importance import importance
     from nftk.interpret.plot_omega import plot_omega
     from nftk.regression.kernel_prediction import kernel_prediction
     from nftk.regression.kernel_ridge import KernelRidge
@@ -29,7 +30,9 @@ __all__ = [
     "empirical_ntk",
     "evaluate",
     "fit",
+    "importance",
     "infinite_ntk",
+    "interpret",
     "kernel_prediction",
     "ops",
     "plot_omega",
@@ -44,6 +47,7 @@ _LATER = {
     "LayerKernels": "tangent",
     "MultipleKernelRidge": "regression",
     "empirical_ntk": "tangent",
+    "importance": "interpret",
     "infinite_ntk": "tangent",
     "kernel_prediction": "regression",
     "plot_omega": "interpret",

@@ -19,6 +19,7 @@ import nftk
 from nftk.cli import train as training
 from nftk.cli.app import app
 from nftk.cli.settings import Settings
+from nftk.modules.plain_mlp import plain_mlp
 
 RUN_FILES = {"config.json", "history.jsonl", "model.safetensors", "omega.png", "summary.json"}
 
@@ -332,7 +333,7 @@ def test_the_baseline_is_the_same_beside_any_network(npz, tmp_path):
         command("train", "--data", npz, "--out", tmp_path / str(i), *QUICK, "--baseline", "--lr", 0.01, *more)
         losses.append(json.loads((tmp_path / str(i) / "summary.json").read_text())["baseline"]["train_loss"])
     assert losses[0] == losses[1]
-    assert "tanh" in repr(training.plain_mlp(nftk.NFTKMLP(4, [8], 3, activation="tanh")))
+    assert "tanh" in repr(plain_mlp(nftk.NFTKMLP(4, [8], 3, activation="tanh")))
 
 
 class TestEvaluate:

@@ -18,7 +18,7 @@ from nftk._optional import require
 from nftk.cli.progress import Progress
 from nftk.cli.settings import Settings, SettingsError
 from nftk.data import DataSplit, Standardizer, load_data
-from nftk.ops import activations
+from nftk.modules.plain_mlp import plain_mlp
 from nftk.training import EpochRecord, History
 from nftk.training.losses import LOSSES
 from nftk.training.schedules import SCHEDULES
@@ -129,35 +129,6 @@ def _train_both(
         plain = plain_mlp(model)
         summary["baseline"] = _result(plain, _fit(settings, plain, pairs, out, "baseline", progress))
     return summary
-
-
-def plain_mlp(like: nftk.NFTKMLP) -> nn.Sequential:
-    """The multilayer perceptron beside an NFT-K network: same layers and activation, one readout, Xavier normal."""
-    modules: list[nn.Module] = []
-    fan_in = like.in_features
-    for width in like.hidden_features:
-        modules += [nn.Linear(fan_in, width), _Named(like.config()["activation"])]
-        fan_in = width
-    modules.append(nn.Linear(fan_in, like.out_features))
-    for module in modules:
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_normal_(module.weight)
-            nn.init.zeros_(module.bias)
-    return nn.Sequential(*modules)
-
-
-class _Named(nn.Module):
-    """One of nftk's named activations as a module."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.activation = activations.BY_NAME[name]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.activation.function(x)
-
-    def extra_repr(self) -> str:
-        return str(self.activation.name)
 
 
 def _prepare(out: Path, settings: Settings, *, overwrite: bool) -> None:

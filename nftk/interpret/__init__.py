@@ -1,5 +1,7 @@
-"""What a trained network's Omega says about its layers and classes."""
+"""What a trained network's layers say about its classes, and whether that can be believed."""
 
+from nftk.interpret.faithfulness import DeletionCurve, deletion_curve, rank_correlation, stability
+from nftk.interpret.importance import importance
 from nftk.interpret.plot_omega import plot_omega
 
-__all__ = ["plot_omega"]
+__all__ = ["DeletionCurve", "deletion_curve", "importance", "plot_omega", "rank_correlation", "stability"]

@@ -13,6 +13,7 @@ from nftk._checks import check_choice, check_integer, check_number
 from nftk._dispatch import check_backend
 from nftk.constraints import base as constraints
 from nftk.modules.hidden_layer import HiddenLinear, plain_parameters
+from nftk.modules.pruned_mlp import PrunedMLP
 from nftk.ops import activations
 from nftk.ops import precision as precisions
 from nftk.ops.network import SUPPORTED, run
@@ -312,6 +313,54 @@ class NFTKMLP(nn.Module):
         from nftk.modules.from_mlp import convert
 
         return convert(cls, mlp, constraint=constraint, backend=backend, precision=precision)
+
+    def canonicalize(self, data: Tensor) -> "NFTKMLP":
+        r"""Return the same function with its scale freedoms taken away: every f_l has unit deviation over data.
+
+        Omega alone is not identifiable, since (c omega_l, V_l / c) is the same function, and with relu so is
+        (a W_l, a b_l, V_l / a, W_{l+1} / a) (docs/errata.md, 6). Afterwards ``omega[i, l]`` is the standard
+        deviation of what layer l + 1 adds to logit i, whatever the scales were before.
+
+        Args:
+            data: Inputs, shape ``(n, m)``, at least two of them.
+
+        Returns:
+            A new network; its Omega may lie outside the constraint set, if that limits the size. A readout that is
+            constant over the data keeps its scale.
+
+        Raises:
+            TypeError: If ``data`` is not a floating tensor.
+            ValueError: If its shape does not fit, or it is not finite.
+
+        Example:
+            >>> import torch, nftk
+            >>> model, x = nftk.NFTKMLP(4, [8, 8], 3), torch.randn(100, 4)
+            >>> canonical = model.canonicalize(x)
+            >>> torch.allclose(canonical(x), model(x), atol=1e-5)
+            True
+            >>> canonical.readouts(x).std(0, correction=0).allclose(torch.ones(2, 3))
+            True
+        """
+        from nftk.modules.canonicalize import canonicalize
+
+        return canonicalize(self, data)
+
+    def prune(self) -> PrunedMLP:
+        """Return a smaller network that computes the same function, without what Omega has closed.
+
+        Layers after the last open one are gone, and the readouts of closed layers before it.
+
+        Returns:
+            A :class:`nftk.modules.PrunedMLP`, with Omega multiplied into its readouts. Dropout is left out.
+
+        Example:
+            >>> import torch, nftk
+            >>> model = nftk.NFTKMLP(4, [8] * 5, 3, omega_init=torch.tensor([[0.0, 1.0, 0.0, 0.5, 0.0]]).expand(3, 5))
+            >>> small, x = model.prune(), torch.randn(7, 4)
+            >>> small.open_layers, len(small.hidden), torch.allclose(small(x), model(x), atol=1e-6)
+            ((1, 3), 4, True)
+        """
+        return PrunedMLP(self, self._plan)
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the network, its weights and its settings, to one safetensors file.

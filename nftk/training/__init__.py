@@ -3,5 +3,6 @@
 from nftk.training.evaluate import evaluate
 from nftk.training.fit import fit
 from nftk.training.history import EpochRecord, History
+from nftk.training.proximal_sgd import ProximalSGD
 
-__all__ = ["EpochRecord", "History", "evaluate", "fit"]
+__all__ = ["EpochRecord", "History", "ProximalSGD", "evaluate", "fit"]
