@@ -181,6 +181,119 @@ def test_test_examples_in_tiles(monkeypatch):
     torch.testing.assert_close(ridge.predict(x_test), want)
 
 
+# ---------------------------------------------------------------- what fit leaves
+
+
+def test_a_failed_refit_changes_nothing(problem):
+    k, k_test, y = problem
+    x, x_test = draw(30, 4), draw(7, 4, seed=1)
+    for ridge, good, new in (
+        (nftk.KernelRidge(0.1), k, k_test),
+        (nftk.KernelRidge(0.1, omega=[1.0, 0.5]), layers("scalar"), layers("scalar", 7, 30)),
+        (nftk.KernelRidge(0.1, kernel=rbf), x, x_test),
+        (nftk.KernelRidge(0.1, kernel=rbf), x.numpy(), x_test.numpy()),
+        (nftk.MultipleKernelRidge(0.1, kernel=lambda a, b: rbf(a, b)[None]), x, x_test),
+    ):
+        labels = y.argmax(1)
+        ridge.fit(good, labels)
+        before, state = ridge.predict(new), dict(vars(ridge))
+        other = good[:20, :20] if getattr(ridge, "kernel", None) == "precomputed" else good[:20, :3]
+        for bad in (torch.full((20,), math.nan), torch.ones(19), None):
+            with pytest.raises(ValueError, match="y must"):
+                ridge.fit(other, bad)
+        with pytest.raises(ValueError, match="offset must have shape"):
+            ridge.fit(other, y[:20], offset=y)
+        assert set(vars(ridge)) == set(state)
+        assert all(vars(ridge)[name] is value for name, value in state.items())
+        assert (ridge.predict(new) == before).all()
+    indefinite = torch.diag(torch.tensor([1.0, -1.0, 1.0]).double())
+    ridge = nftk.KernelRidge(0.1).fit(k, y)
+    before = ridge.predict(k_test)
+    with pytest.raises(ValueError, match="positive semi-definite"):
+        ridge.fit(indefinite, torch.ones(3))
+    assert torch.equal(ridge.predict(k_test), before)
+
+
+def test_parameters_set_after_fit_are_for_the_next_fit():
+    x, x_test, labels = draw(30, 4), draw(7, 4, seed=1), draw(30, 3, seed=2).argmax(1)
+    ridge = nftk.KernelRidge(0.1, kernel=rbf, kernel_params={"width": 2.0}).fit(x, labels)
+    learned = nftk.MultipleKernelRidge(0.1, kernel="infinite", kernel_params={"depth": 2}).fit(x, labels)
+    for fitted, others in (
+        (ridge, {"kernel": "infinite", "kernel_params": {"depth": 2}, "omega": [1.0, 1.0], "task": "regression"}),
+        (learned, {"kernel": "precomputed", "kernel_params": None, "task": "regression", "normalize": "trace"}),
+    ):
+        before, decided = fitted.outputs(x_test), fitted.predict(x_test)
+        fitted.set_params(**others)
+        assert torch.equal(fitted.outputs(x_test), before)
+        assert torch.equal(fitted.decision_function(x_test), before)
+        assert torch.equal(fitted.predict(x_test), decided)
+
+
+def test_what_fit_was_given_may_change_afterwards():
+    x, x_test, y = draw(20, 4), draw(7, 4, seed=1), draw(20, 2, seed=2)
+    omega, params = torch.tensor([[1.0, 0.5], [0.2, 1.0]]).double(), {"depth": 2, "weight_var": [2.0, 1.0]}
+    ridge = nftk.KernelRidge(0.1, "infinite", omega=omega, kernel_params=params).fit(x, y)
+    before = ridge.predict(x_test)
+    x.mul_(2)
+    omega.mul_(2)
+    params["weight_var"][0] = 1.0
+    params["activation"] = "erf"
+    assert torch.equal(ridge.predict(x_test), before)
+
+
+def test_nothing_of_the_fit_before_is_left():
+    """scikit-learn has feature_names_in_ of tables only, and n_features_in_ of matrices."""
+    ridge = nftk.KernelRidge().fit(rbf(draw(20, 2), draw(20, 2)), draw(20))
+    ridge.feature_names_in_ = np.array(["a"] * 20)
+    ridge.fit(rbf(draw(9, 2), draw(9, 2)).expand(2, -1, -1), draw(9, 2))
+    assert not hasattr(ridge, "feature_names_in_")
+    assert not hasattr(ridge, "n_features_in_")
+
+
+@pytest.mark.parametrize("weights", [np.arange(7.0), torch.arange(7), [0, 0, 0, 1, 2, 3, 0]])
+def test_score_with_weights_is_that_of_scikit_learn(problem, weights):
+    from sklearn.metrics import accuracy_score, r2_score
+
+    k, k_test, y = problem
+    ridge = nftk.KernelRidge(0.1).fit(k, y)
+    want = r2_score(y[:7].numpy(), ridge.predict(k_test).numpy(), sample_weight=np.asarray(weights))
+    assert ridge.score(k_test, y[:7], weights) == pytest.approx(want)
+    assert ridge.score(k_test, y[:7], sample_weight=[2.0] * 7) == pytest.approx(ridge.score(k_test, y[:7]))
+    labels = y.argmax(1)
+    named = nftk.KernelRidge(0.1).fit(k, labels)
+    want = accuracy_score(labels[:7], named.predict(k_test), sample_weight=np.asarray(weights))
+    assert named.score(k_test, labels[:7], weights) == pytest.approx(want)
+    learned = nftk.MultipleKernelRidge(0.1).fit(k[None], labels)
+    assert learned.score(k_test[None], labels[:7], weights) == pytest.approx(want, abs=1)
+    constant = torch.full((7,), 2.0).double()
+    flat = nftk.KernelRidge(0.1).fit(k, y[:, 0])
+    assert flat.score(k_test, constant, weights) == r2_score(constant, flat.predict(k_test), sample_weight=weights) == 0
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_score_of_huge_and_tiny_targets(problem, size):
+    k, k_test, y = problem
+    want = nftk.KernelRidge(0.1).fit(k, y).score(k_test, y[:7])
+    assert nftk.KernelRidge(0.1).fit(k, size * y).score(k_test, size * y[:7]) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("form", ["matrix", "array", "by output", "layers", "inputs"])
+def test_no_examples_are_refused_in_every_form(problem, form):
+    k, _, y = problem
+    given, empty, ridge = {
+        "matrix": (k, k[:0], nftk.KernelRidge()),
+        "array": (k.numpy(), k[:0].numpy(), nftk.KernelRidge()),
+        "by output": (k.expand(3, -1, -1), k.expand(3, -1, -1)[:, :0], nftk.KernelRidge()),
+        "layers": (layers("full"), layers("full", 0, 30), nftk.KernelRidge(omega=[1.0, 1.0])),
+        "inputs": (draw(30, 4), draw(0, 4), nftk.KernelRidge(kernel=rbf)),
+    }[form]
+    ridge.fit(given, y)
+    text = "Found array with 0 sample" if form == "array" else r"X must (have shape .* at least 1|hold .* example)"
+    for call in (ridge.predict, ridge.outputs, lambda x: ridge.fit(x, y[:0])):
+        with pytest.raises(ValueError, match=text):
+            call(empty)
+
+
 # ---------------------------------------------------------------- labels
 
 
@@ -259,6 +372,70 @@ def test_gcv_is_its_definition(problem):
         assert error == pytest.approx(float((rest @ y).square().sum() / 30 / (rest.trace() / 30) ** 2), rel=1e-8)
 
 
+def test_gcv_of_outputs_has_a_leverage_each(problem):
+    """The error of each output by its own trace; that of outputs that are tied by the trace of them all."""
+    y = problem[2]
+    for form in ("diagonal", "full"):
+        blocks = layers(form, depth=1).blocks[0]
+        given = blocks.movedim(-1, 0) if form == "diagonal" else blocks
+        pieces = given if form == "diagonal" else given.permute(0, 2, 1, 3).reshape(1, 90, 90)
+        targets = y.T[..., None] if form == "diagonal" else y.reshape(1, 90, 1)
+        want = []
+        for ridge in (1e-2, 0.1, 1.0):
+            size = pieces.shape[-1]
+            rests = [torch.eye(size).double() - k @ torch.linalg.inv(k + ridge * torch.eye(size)) for k in pieces]
+            each = [
+                (rest @ t).square().sum() / 30 / (rest.trace() / size) ** 2
+                for rest, t in zip(rests, targets, strict=True)
+            ]
+            want.append(float(sum(each)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KernelWarning)
+            found = nftk.KernelRidge("gcv", ridges=[1e-2, 0.1, 1.0]).fit(given, y).selection_.errors
+        np.testing.assert_allclose(found, want, rtol=1e-8)
+
+
+def test_eigenvalues_that_rounding_left_below_zero_are_zero():
+    """In the errors and in the coefficients: at a ridge below them the sign of K + rho I would turn."""
+    below, y = torch.diag(torch.tensor([1.0, 1.0, -1e-9], dtype=torch.float64)), torch.ones(3).double()
+    for how in ("loo", "gcv"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KernelWarning)
+            found = nftk.KernelRidge(how, ridges=[1e-12, 1e-10]).fit(below, y)
+            want = nftk.KernelRidge(how, ridges=[1e-12, 1e-10]).fit(below.clamp(min=0), y)
+        torch.testing.assert_close(found.selection_.errors, want.selection_.errors)
+        torch.testing.assert_close(found.dual_coef_, want.dual_coef_)
+
+
+@pytest.mark.parametrize("how", ["loo", "gcv"])
+def test_a_choice_without_grounds(problem, how):
+    """Of ridges that are all as good the largest is taken, and told; one example leaves none to be predicted from."""
+    k, k_test, _ = problem
+    zeros = torch.zeros(30).double()
+    for ridges in (None, [0.0, 1.0, 1e-3]):
+        with pytest.warns(KernelWarning, match=f"every ridge has the same error by '{how}'") as told:
+            found = nftk.KernelRidge(how, ridges=ridges).fit(k, zeros)
+        assert len(told) == 1
+        assert found.ridge_ == found.selection_.ridges.max()
+        assert found.predict(k_test).tolist() == [0.0] * 7
+    with pytest.warns(KernelWarning, match="every ridge has the same error"):
+        assert nftk.KernelRidge(how, ridges=[0.5, 2.0]).fit(0 * k, zeros + 1).ridge_ == 2
+    with pytest.raises(ValueError, match=f"X must have at least 2 examples for ridge '{how}', got n_samples = 1"):
+        nftk.KernelRidge(how).fit(k[:1, :1], zeros[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert nftk.KernelRidge(how, ridges=[0.5]).fit(k, zeros).ridge_ == 0.5
+
+
+@pytest.mark.parametrize("power", [1000, -1000])
+def test_a_choice_for_huge_and_tiny_targets(problem, power):
+    k, _, y = problem
+    for how in ("loo", "gcv"):
+        found, want = (nftk.KernelRidge(how).fit(k, scale * y) for scale in (2.0**power, 1.0))
+        assert found.ridge_ == want.ridge_
+        assert torch.equal(found.dual_coef_, 2.0**power * want.dual_coef_)
+
+
 def test_continuous_choice_is_no_worse_than_a_fine_grid():
     x = draw(40, 2)
     y = torch.sin(2 * x[:, 0]) + 0.3 * draw(40, seed=5)
@@ -306,6 +483,17 @@ def test_jitter_is_reported_and_bounded():
     nftk.KernelRidge(1.0, solver="cg").fit(indefinite, y[:3])
     with pytest.warns(KernelWarning, match=r"eigenvalues down to -1e-09 were taken for 0"):
         nftk.KernelRidge("loo", ridges=[1e-12]).fit(torch.diag(below), torch.ones(3).double())
+
+
+@pytest.mark.parametrize("steps", [0, 6])
+def test_the_first_jitter_and_its_steps(steps):
+    """n eps of the mean diagonal, then ten times more until it helps."""
+    below = -1e-16 if steps == 0 else -2e-10
+    k = torch.diag(torch.tensor([1.0, 2.0, below], dtype=torch.float64))
+    first = 3 * torch.finfo(torch.float64).eps * k.diagonal().mean()
+    with pytest.warns(KernelWarning):
+        found = nftk.KernelRidge(0.0).fit(k, torch.ones(3)).jitter_.item()
+    assert found == pytest.approx(first.item() * 10**steps, rel=1e-12, abs=0)
 
 
 def test_condition_number(problem):
@@ -437,7 +625,12 @@ def of_nan(reduction):
         ({"ridge": -1.0}, {}, "ridge must be finite and at least 0, got -1.0"),
         ({"ridge": "aic"}, {}, "ridge must be one of 'loo', 'gcv', got 'aic'"),
         ({"ridges": [1.0]}, {}, "ridges must go with ridge 'loo' or 'gcv'"),
-        ({"ridge": "loo", "ridges": []}, {}, "ridges must be finite and at least 0"),
+        ({"ridge": "loo", "ridges": []}, {}, "ridges must hold at least one number, got none"),
+        ({"ridge": "loo", "ridges": 1.0}, {}, r"ridges must be a list of numbers, got 1\.0"),
+        ({"ridge": "loo", "ridges": "1"}, {}, "ridges must be a list of numbers, got '1'"),
+        ({"ridge": "loo", "ridges": ["a"]}, {}, r"ridges\[0\] must be a number, got 'a'"),
+        ({"ridge": "loo", "ridges": [1.0, -1.0]}, {}, r"ridges\[1\] must be finite and at least 0, got -1\.0"),
+        ({"ridge": "loo", "ridges": np.array([math.nan])}, {}, r"ridges\[0\] must be finite and at least 0, got nan"),
         ({"ridge": "loo", "solver": "cg"}, {}, "ridge must be a number for solver 'cg'"),
         ({"ridge": 0.0, "solver": "cg"}, {}, "ridge must be above 0 for conjugate gradients"),
         ({"solver": "lu"}, {}, "solver must be one of"),
@@ -451,6 +644,13 @@ def of_nan(reduction):
         ({}, {"y": draw(29, 3)}, r"y must have shape \[30\] or \[30, d\], an entry an example, got \[29, 3\]"),
         ({}, {"y": torch.full((30,), math.inf)}, "y must be finite"),
         ({}, {"y": None}, "y must be labels or targets, got None"),
+        ({}, {"y": ["a", None, "b"] * 10}, "y must be labels without None or NaN, got None"),
+        ({}, {"y": np.array(["a", math.nan] * 15, dtype=object)}, "y must be labels without None or NaN, got nan"),
+        ({}, {"y": np.array(["a", 1] * 15, dtype=object)}, "y must be labels that have an order, .* type int, str"),
+        ({}, {"y": [[1.0, 2.0], [3.0]] * 15}, "y must be labels or targets of one shape, got "),
+        ({}, {"y": torch.eye(30).to_sparse()}, "y must be dense"),
+        ({}, {"y": [["a", "b"]] * 30}, "y must be numbers to serve as targets, got <U1"),
+        ({}, {"offset": "x"}, "offset must be numbers, shape .*, got str"),
         ({}, {"offset": draw(30, 2)}, r"offset must have shape \[30, 3\], as the targets, got \[30, 2\]"),
         ({}, {"k": layers("scalar")}, r"omega must be given for the kernels of 2 layers, shape \[2\]"),
         ({"omega": [1.0] * 3}, {"k": layers("scalar")}, r"omega must have shape \[2\], got \[3\]"),
@@ -492,6 +692,43 @@ def test_errors_of_predict(problem):
         ridge.predict(layers("trace"))
     with pytest.raises(ValueError, match="the kernel must have 3 outputs, as the targets, got 2"):
         nftk.KernelRidge().fit(by_output, y).predict(k_test.expand(2, -1, -1))
+
+
+def test_errors_of_score(problem):
+    k, k_test, y = problem
+    ridge, named = nftk.KernelRidge().fit(k, y), nftk.KernelRidge().fit(k, y.argmax(1))
+    one = nftk.KernelRidge().fit(k, y[:, 0])
+    for fitted, given, text in (
+        (ridge, y[:7, :2], r"y must have shape \[7, 3\], as the predictions, got \[7, 2\]"),
+        (ridge, y[:7, 0], r"y must have shape \[7, 3\], as the predictions, got \[7\]"),
+        (ridge, y[:6], r"y must have shape \[7, 3\], as the predictions, got \[6, 3\]"),
+        (one, y[:7], r"y must have shape \[7\], as the predictions, got \[7, 3\]"),
+        (named, y[:7], r"y must have shape \[7\], as the predictions, got \[7, 3\]"),
+        (named, 1, r"y must have shape \[7\], as the predictions, got \[\]"),
+        (named, None, "y must be labels or targets, got None"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            fitted.score(k_test, given)
+    assert one.score(k_test, y[:7, :1]) == one.score(k_test, y[:7, 0])
+    for weights, text in (
+        ([1.0] * 6, r"sample_weight must have shape \[7\], an entry an example, got \[6\]"),
+        ([-1.0] + [1.0] * 6, "sample_weight must be finite and at least 0, got -1"),
+        ([math.nan] * 7, "sample_weight must be finite and at least 0, got nan"),
+        ([0.0] * 7, "sample_weight must have an entry above 0, got zeros"),
+        ("heavy", "sample_weight must be numbers, got str"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=text):
+            one.score(k_test, y[:7, 0], weights)
+
+
+def test_targets_in_sixteen_bits(problem):
+    k, k_test, y = problem
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = y.to(dtype)
+        want = nftk.KernelRidge().fit(k, rounded.double())
+        found = nftk.KernelRidge().fit(k, rounded)
+        assert torch.equal(found.predict(k_test), want.predict(k_test))
+        assert found.score(k, rounded) == want.score(k, rounded.double())
 
 
 # ---------------------------------------------------------------- scikit-learn

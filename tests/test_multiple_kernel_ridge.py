@@ -10,7 +10,7 @@ import torch
 import nftk
 from nftk import constraints
 from nftk.regression import KernelWarning
-from nftk.regression.descent import descend, support
+from nftk.regression.descent import criterion, descend, support
 from nftk.regression.objectives import Problem, leave_one_out, regularized
 
 WIDTHS = (0.5, 1.0, 2.0, 4.0)
@@ -206,6 +206,96 @@ def test_groupsparse_drops_layers_for_all_classes(data):
     assert bool(((learned.omega_ > 0).all(0) == (learned.omega_ > 0).any(0)).all())
 
 
+def sparse_problems(k, y):
+    return [Problem(list(k), torch.ones(len(k)).double(), y[:, i : i + 1], 0.1, len(y), "test") for i in range(3)]
+
+
+@pytest.mark.parametrize("which", ["regularized", "loo"])
+@pytest.mark.parametrize("limit", [(3**0.5, 1), (3**0.5, 2), (0.3, 3), (5.0, 4)], ids=str)
+def test_groupsparse_with_max_layers_converges_among_the_layers_it_keeps(data, which, limit):
+    """The set is not convex: the gap is of the kept layers, and for "regularized" bounds what these can reach."""
+    _, k, y = data
+    allowed = constraints.GroupSparse(*limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", KernelWarning)
+        learned = nftk.MultipleKernelRidge(0.1, allowed, which, tolerance=1e-6).fit(k, y)
+    assert learned.converged_
+    assert bool((learned.history_.diff() <= 0).all())
+    kept = (learned.eta_ > 0).any(0)
+    assert 1 <= int(kept.sum()) <= limit[1]
+    if which == "regularized":
+        # the best of these layers alone, over the convex set without the count
+        places = kept.nonzero().flatten()
+        free = constraints.GroupSparse(limit[0])
+        best = nftk.MultipleKernelRidge(0.1, free, tolerance=1e-6).fit(k[places], y).objective_
+        assert -1e-6 * best <= learned.objective_ - best <= float(learned.gap_.sum())
+    # no step within the kept layers is lower, nor, where another could be added, with it
+    random = torch.Generator().manual_seed(1)
+    open_ = kept if int(kept.sum()) == limit[1] else torch.ones(4, dtype=torch.bool)
+    objective_of = {"regularized": regularized, "loo": leave_one_out}[which]
+    for _ in range(20):
+        near = learned.eta_ + 1e-3 * torch.randn(3, 4, generator=random).double() * open_
+        value = sum(
+            objective_of(p, row)[0] for p, row in zip(sparse_problems(k, y), allowed.project(near), strict=True)
+        )
+        assert value >= learned.objective_ * (1 - 1e-5)
+
+
+def test_max_layers_without_a_budget(data):
+    """Not bounded, so for leave-one-out only, and without a gap: the criterion is a step within the kept layers."""
+    _, k, y = data
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", KernelWarning)
+        found = nftk.MultipleKernelRidge(0.1, constraints.GroupSparse(max_layers=2), "loo", max_iter=500).fit(k, y)
+    assert found.converged_
+    assert int((found.eta_ > 0).any(0).sum()) == 2
+
+
+def test_criterion_of_a_set_that_is_not_convex():
+    """Layers that are shut count only where one more may be open."""
+    eta = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).double()
+    gradient = torch.tensor([[-1.0, 0.5, -9.0], [0.5, -1.0, 0.0]]).double()
+    two, three = (constraints.GroupSparse(2.0, max_layers=count) for count in (2, 3))
+    # 2 max(|-1|, |-1|) - 2, and with the third layer 2 * 9 - 2
+    assert criterion(two, eta, gradient) == pytest.approx(0.0)
+    assert criterion(three, eta, gradient) == pytest.approx(16.0)
+    free = constraints.GroupSparse(max_layers=2)
+    flat = torch.tensor([[0.0, 1.0, -9.0], [1.0, 0.0, 0.0]]).double()
+    assert criterion(free, eta, flat) == 0.0
+    assert criterion(free, eta, flat - 1) > 0.1
+
+
+class OneLayer:
+    """A set of one's own that is not convex: all weight on one layer."""
+
+    def project_(self, omega):
+        best = omega.sum(0).argmax()
+        omega.zero_()[:, best] = 1.0
+        return omega
+
+
+def test_a_set_of_ones_own_ends_where_no_step_is_lower(data):
+    """The gradient at the first corner promises much of the second, which is higher; shorter steps lead nowhere."""
+
+    def value(eta):
+        x, y = eta[0].tolist()
+        return 5 * x + 30 * y**2 - 9 * y, torch.tensor([[5.0, 60 * y - 9]]).double()
+
+    end = descend(
+        value,
+        OneLayer(),
+        torch.tensor([[1.0, 0.0]]).double(),
+        tolerance=1e-4,
+        max_iter=10,
+    )
+    assert end.converged
+    assert end.eta.tolist() == [[1.0, 0.0]]
+    _, k, y = data
+    learned = nftk.MultipleKernelRidge(0.1, OneLayer()).fit(k, y)
+    assert learned.converged_
+    assert sorted(learned.eta_[0].tolist()) == [0, 0, 0, 1]
+
+
 def test_leave_one_out_over_nonnegative_is_bounded_below(data):
     _, k, y = data
     free = nftk.MultipleKernelRidge(0.1, "nonnegative", "loo", max_iter=500).fit(k, y)
@@ -222,6 +312,43 @@ def test_the_right_kernel_is_found():
         y = torch.linalg.cholesky(k[true] + 1e-8 * torch.eye(150).double()) @ draw(150, 8, seed=5)
         learned = nftk.MultipleKernelRidge(0.01, objective="loo", per_class=False).fit(k, y)
         assert int(learned.eta_[0].argmax()) == true
+
+
+@pytest.mark.parametrize("constraint", ["simplex", "groupsparse"])
+@pytest.mark.parametrize("objective_name", ["regularized", "loo"])
+def test_huge_and_tiny_targets(data, objective_name, constraint):
+    """The very weights of targets of size 1; the objective goes with their square, as far as float64 holds it."""
+    _, k, y = data
+    y = y / 8
+    plain = nftk.MultipleKernelRidge(0.1, constraint, objective_name).fit(k, y)
+    for power in (260, 960, -260, -960):
+        scaled = nftk.MultipleKernelRidge(0.1, constraint, objective_name).fit(k, 2.0**power * y)
+        assert torch.equal(scaled.eta_, plain.eta_)
+        assert torch.equal(scaled.dual_coef_, 2.0**power * plain.dual_coef_)
+        assert torch.equal(scaled.history_, plain.history_ * 2.0**power * 2.0**power)
+        assert torch.equal(scaled.gap_, plain.gap_ * 2.0**power * 2.0**power)
+        assert scaled.converged_
+    # decimal too: 1e78 is what an earlier version overflowed at
+    torch.testing.assert_close(
+        nftk.MultipleKernelRidge(0.1, constraint, objective_name).fit(k, 1e78 * y).eta_, plain.eta_, rtol=0, atol=1e-3
+    )
+
+
+def test_outputs_of_very_different_size(data):
+    _, k, y = data
+    sizes = torch.tensor([2.0**300, 1.0, 2.0**-300], dtype=torch.float64)
+    assert torch.equal(
+        nftk.MultipleKernelRidge(0.1).fit(k, y * sizes).eta_, nftk.MultipleKernelRidge(0.1).fit(k, y).eta_
+    )
+
+
+def test_targets_of_zeros_keep_equal_weights(data):
+    _, k, y = data
+    for which in ("regularized", "loo"):
+        learned = nftk.MultipleKernelRidge(0.1, objective=which).fit(k, 0 * y)
+        assert learned.eta_.tolist() == [[0.25] * 4] * 3
+        assert learned.converged_
+        assert learned.history_.tolist() == [0.0]
 
 
 # ---------------------------------------------------------------- forms of kernels
@@ -334,6 +461,7 @@ def test_support_is_the_largest_inner_product():
         constraints.L1Ball(0.5),
         constraints.GroupSparse(),
         constraints.GroupSparse(radius=2.0),
+        constraints.GroupSparse(radius=2.0, max_layers=2),
     ):
         most = support(allowed, direction)
         points = [allowed.project(100 * torch.randn(3, 4, generator=random).double()) for _ in range(200)]
@@ -341,8 +469,14 @@ def test_support_is_the_largest_inner_product():
         reached = float((direction * allowed.project(1e6 * direction)).sum())
         assert most == pytest.approx(reached, rel=1e-5)
         assert max(float((direction * point).sum()) for point in points) <= most * (1 + 1e-12)
+    # from directions that point out of the orthant, the point 0 is the best of the sets that hold it
+    for allowed in (constraints.L1Ball(2.0), constraints.GroupSparse(2.0)):
+        assert support(allowed, -direction.abs()) == 0
+        mixed = torch.cat((-direction[:1].abs(), direction[1:].abs()))
+        reached = float((mixed * allowed.project(1e6 * mixed)).sum())
+        assert support(allowed, mixed) == pytest.approx(reached, rel=1e-5)
     assert support(constraints.NonNegative(), direction) is None
-    assert support(constraints.GroupSparse(radius=1.0, max_layers=2), direction) is None
+    assert support(constraints.GroupSparse(max_layers=2), direction) is None
 
 
 def test_descent_finds_the_projection():
@@ -408,7 +542,16 @@ def test_a_set_of_ones_own(data):
         ({"tolerance": 0.0}, {}, "tolerance must be finite and above 0"),
         ({"max_iter": 0}, {}, "max_iter must be at least 1"),
         ({}, {"k": draw(2, 40, 39)}, "must be square"),
-        ({}, {"k": draw(2, 40, 40)}, "must be symmetric, got entries of layer 1"),
+        ({}, {"k": draw(2, 40, 40)}, "kernel of layer 1 must be symmetric, got entries"),
+        ({"per_class": 1}, {}, "per_class must be True, False or None, got 1"),
+        ({"max_iter": 2.5}, {}, "max_iter must be an integer, got 2.5"),
+        ({"kernel": "infinite", "kernel_params": "depth"}, {"k": draw(40, 3)}, "must be a dictionary, got str"),
+        (
+            {"objective": "loo"},
+            {"k": torch.ones(2, 1, 1).double(), "y": torch.ones(1)},
+            "at least 2 examples for objective 'loo', got n_samples = 1",
+        ),
+        ({}, {"k": torch.ones(2, 0, 0).double()}, "X must hold a kernel of at least one example"),
         ({}, {"k": draw(2, 3, 40, 40)}, r"must have shape \[L, n1, n2\], one matrix a layer"),
         ({}, {"k": torch.full((2, 40, 40), math.nan)}, "kernels must be finite"),
         ({}, {"y": draw(39, 3)}, r"y must have shape \[40\] or \[40, d\]"),
@@ -424,6 +567,17 @@ def test_layer_kernels_of_nan_are_refused():
     k = nftk.LayerKernels(torch.full((2, 5, 5), torch.nan), ("a", "b"), "scalar")
     with pytest.raises(ValueError, match="kernels must be finite, got NaN or infinity"):
         nftk.MultipleKernelRidge().fit(k, torch.ones(5))
+
+
+def test_a_failed_refit_changes_nothing(data):
+    _, k, y = data
+    learned = nftk.MultipleKernelRidge(0.1).fit(k, y)
+    state = dict(vars(learned))
+    for kernels_, targets in ((k[:2], draw(39, 3)), (-k, y), (k[:2] * math.nan, y.argmax(1))):
+        with pytest.raises(ValueError, match="must"):
+            learned.fit(kernels_, targets)
+        assert set(vars(learned)) == set(state)
+        assert all(vars(learned)[name] is value for name, value in state.items())
 
 
 def test_errors_before_fit_and_of_outputs(data):

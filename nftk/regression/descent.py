@@ -29,6 +29,10 @@ class Descent(NamedTuple):
     gap: float
     converged: bool
 
+    def times(self, factor: float) -> "Descent":
+        """The same of an objective that is larger by a factor."""
+        return self._replace(history=[factor * value for value in self.history], gap=factor * self.gap)
+
 
 def support(constraint: Projection, direction: Tensor) -> float | None:
     """Largest inner product of direction ``(d, L)`` with a point of the set; None where there is no formula."""
@@ -37,7 +41,8 @@ def support(constraint: Projection, direction: Tensor) -> float | None:
         return constraint.radius * float(direction.amax(1).sum())
     if isinstance(constraint, L1Ball):
         return constraint.radius * float(up.amax(1).sum())
-    if isinstance(constraint, GroupSparse) and constraint.max_layers is None:
+    if isinstance(constraint, GroupSparse) and bounded(constraint):
+        # all on one layer, so that no limit on their number counts
         radius = direction.shape[0] ** 0.5 if constraint.radius is None else constraint.radius
         return radius * float(torch.linalg.vector_norm(up, dim=0).max())
     return None
@@ -58,9 +63,12 @@ def bounded(constraint: Projection) -> bool:
 def descend(value: Value, constraint: Projection, start: Tensor, *, tolerance: float, max_iter: int) -> Descent:
     """Minimise over a set.
 
-    The criterion: with a convex set that has a formula for it, max over s of <gradient, eta - s>, a bound on how far a
-    convex objective is above its minimum (the duality gap); with any other set, what the gradient promises for one
-    projected step of the length of eta.
+    The criterion: with a set that has a formula for it, max over s of <gradient, eta - s>, for a convex set a bound on
+    how far a convex objective is above its minimum (the duality gap); with any other set, what the gradient promises
+    for one projected step of the length of eta. GroupSparse with max_layers is a union of convex sets: as long as that
+    many layers are open, the criterion is that of these layers, since no short step leads to others. Nothing is known
+    of a foreign set, which may not be convex either: it has converged, too, where the line search, down to where
+    float64 ends, finds nothing lower.
 
     Args:
         value: From eta ``(d, L)`` to the objective and its gradient.
@@ -84,6 +92,8 @@ def descend(value: Value, constraint: Projection, start: Tensor, *, tolerance: f
             promised = float((gradient * (candidate - eta)).sum())
             if -promised <= SMALLEST * abs(now):
                 # nothing lower that float64 would show
+                if not isinstance(constraint, Constraint):
+                    gap = min(gap, max(0.0, -promised))
                 break
             then, gradient_then = value(candidate)
             if then <= now + ENOUGH * promised:
@@ -104,6 +114,10 @@ def descend(value: Value, constraint: Projection, start: Tensor, *, tolerance: f
 
 def criterion(constraint: Projection, eta: Tensor, gradient: Tensor) -> float:
     """How much lower, to first order, the set has anything; see :func:`descend`."""
+    if isinstance(constraint, GroupSparse) and constraint.max_layers is not None:
+        is_open = (eta > 0).any(0)
+        if int(is_open.sum()) >= constraint.max_layers:
+            gradient = gradient * is_open
     most = support(constraint, -gradient)
     if most is not None:
         return max(0.0, most + float((gradient * eta).sum()))

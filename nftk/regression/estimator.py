@@ -1,15 +1,20 @@
 """What both estimators share: scikit-learn's protocol, without scikit-learn as a base class or a dependency."""
 
+import copy
 import importlib
 import inspect
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nftk._checks import FLOATING, check_choice
+from nftk.tangent.scale import magnitude
+from nftk.tangent.targets import Values, are_labels, as_array, as_numbers, classes_of, one_hot
+
+Own = TypeVar("Own", bound="Estimator")
 
 TASKS = ("auto", "regression", "classification")
 
@@ -23,7 +28,7 @@ class Estimator:
     """
 
     task: str
-    classes_: np.ndarray[Any, Any] | None
+    classes_: Values | None
     n_features_in_: int
 
     @classmethod
@@ -86,6 +91,17 @@ class Estimator:
             input_tags=tags.InputTags(pairwise=getattr(self, "kernel", None) == "precomputed"),
         )
 
+    def _refit(self: Own, x: Any, y: Any, offset: Any) -> Own:
+        """Fit a copy and become it: a fit that fails leaves the one before it whole."""
+        work = copy.copy(self)
+        work.__dict__ = {name: value for name, value in vars(self).items() if not name.endswith("_")}
+        work._fit(x, y, offset)
+        self.__dict__ = work.__dict__
+        return self
+
+    def _fit(self, x: Any, y: Any, offset: Any) -> None:
+        raise NotImplementedError
+
     def _check_is_fitted(self) -> None:
         if self.__sklearn_is_fitted__():
             return
@@ -124,59 +140,41 @@ class Estimator:
                 f"nftk.{op}: y must be labels or targets, got None: this estimator requires y to be passed, but the "
                 "target y is None"
             )
-        values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
-        column = values.ndim == 2 and values.shape[1] == 1
-        labels = self.task == "classification" or (
-            self.task == "auto" and values.dtype.kind not in "fc" and (values.ndim == 1 or column)
-        )
-        if values.ndim not in (1, 2) or len(values) != n or (labels and values.ndim == 2 and not column):
+        values = as_array(op, y)
+        labels = self.task == "classification" or (self.task == "auto" and are_labels(values))
+        if values.ndim not in (1, 2) or len(values) != n or (labels and values.shape[1:] not in ((), (1,))):
             shape = f"[{n}]" if labels else f"[{n}] or [{n}, d]"
             raise ValueError(f"nftk.{op}: y must have shape {shape}, an entry an example, got {list(values.shape)}")
         if labels:
             return self._labels(values, device)
-        values = self._numbers(values)
+        values = as_numbers(op, values)
         self.classes_ = None
         self._flat = values.ndim == 1
         return torch.from_numpy(values.reshape(n, -1).copy()).to(device)
 
-    def _labels(self, values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    def _labels(self, values: Values, device: torch.device) -> Tensor:
         op = type(self).__name__
+        self.classes_, places = classes_of(op, values)
         multiclass = _sklearn("sklearn.utils.multiclass")
         validation = _sklearn("sklearn.utils.validation")
         if multiclass is not None and validation is not None:
             # a column of labels is taken, with scikit-learn's own warning
-            values = validation.column_or_1d(values, warn=True)
-            multiclass.check_classification_targets(values)
-        values = values.reshape(-1)
+            multiclass.check_classification_targets(validation.column_or_1d(values, warn=True))
         if values.dtype.kind == "f" and not bool((np.mod(values, 1) == 0).all()):
             raise ValueError(f"nftk.{op}: y must be labels for task='classification', got numbers with fractions")
-        self.classes_, places = np.unique(values, return_inverse=True)
         self._flat = True
-        one_hot = torch.zeros(len(values), len(self.classes_), dtype=torch.float64, device=device)
-        one_hot[torch.arange(len(values)), torch.from_numpy(places)] = 1
-        return one_hot
-
-    def _numbers(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        op = type(self).__name__
-        if values.dtype.kind == "c":
-            raise ValueError(f"nftk.{op}: y must be real numbers, got {values.dtype}. Complex data not supported")
-        try:
-            values = values.astype(np.float64)
-        except (TypeError, ValueError):
-            raise TypeError(f"nftk.{op}: y must be numbers for task='regression', got {values.dtype}") from None
-        if not np.isfinite(values).all():
-            raise ValueError(
-                f"nftk.{op}: y must be finite. Input y contains NaN, infinity or a value too large for "
-                f"{np.dtype('float64')!r}."
-            )
-        return values
+        return one_hot(self.classes_, places).to(device)
 
     def _offset(self, offset: Any, like: Tensor) -> Tensor | None:
         """f_0 as a float64 tensor like the targets, or the outputs."""
         if offset is None:
             return None
-        given = torch.as_tensor(offset).detach().to(like.device, torch.float64)
         n, d = like.shape
+        try:
+            given = torch.as_tensor(offset).detach().to(like.device, torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            op, found = type(self).__name__, type(offset).__name__
+            raise TypeError(f"nftk.{op}: offset must be numbers, shape [{n}, {d}], got {found}") from None
         if given.shape != like.shape and not (d == 1 and given.shape == (n,)):
             op = type(self).__name__
             raise ValueError(f"nftk.{op}: offset must have shape [{n}, {d}], as the targets, got {list(given.shape)}")
@@ -192,21 +190,47 @@ class Estimator:
         f = f[:, 0] if self._flat else f
         return f if as_tensor else f.cpu().numpy()
 
-    def _score(self, f: Tensor, y: Any) -> float:
+    def _score(self, f: Tensor, y: Any, sample_weight: Any) -> float:
         """Accuracy, or the coefficient of determination averaged over outputs."""
-        values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
-        if len(values) != len(f):
-            op = type(self).__name__
-            raise ValueError(f"nftk.{op}: y must have {len(f)} entries, one an example, got {len(values)}")
+        op, values = type(self).__name__, as_array(type(self).__name__, y)
+        n, d = f.shape[0], 1 if self.classes_ is not None else f.shape[1]
+        if values.shape != (n, d) and not (d == 1 and values.shape == (n,)):
+            shape = [n] if d == 1 else [n, d]
+            raise ValueError(f"nftk.{op}: y must have shape {shape}, as the predictions, got {list(values.shape)}")
+        weights = self._weights(sample_weight, n)
         if self.classes_ is not None:
-            return float((self.classes_[f.argmax(1).cpu().numpy()] == values.reshape(-1)).mean())
-        target = torch.from_numpy(self._numbers(values).reshape(f.shape)).to(f.device)
-        lost = (target - f).square().sum(0)
-        spread = (target - target.mean(0)).square().sum(0)
+            hits = self.classes_[f.argmax(1).cpu().numpy()] == values.reshape(-1)
+            return float(np.average(hits, weights=weights))
+        target = torch.from_numpy(as_numbers(op, values).reshape(n, d)).to(f.device)
+        scale, weight = magnitude(torch.cat((target, f))), torch.from_numpy(weights).to(f.device)[:, None]
+        target, f = target / scale, f / scale
+        lost = (weight * (target - f).square()).sum(0)
+        spread = (weight * (target - (weight * target).sum(0) / weight.sum()).square()).sum(0)
         # of a constant target: 1 where it is met, else 0, as scikit-learn has it
         constant = torch.where(lost > 0, 0.0, 1.0).to(lost)
         share = torch.where(spread > 0, 1 - lost / torch.where(spread > 0, spread, 1.0), constant)
         return float(share.mean())
+
+    def _weights(self, sample_weight: Any, n: int) -> Values:
+        """Weights of examples, the largest 1."""
+        if sample_weight is None:
+            return np.ones(n)
+        op = type(self).__name__
+        try:
+            found = torch.as_tensor(sample_weight).detach().to("cpu", torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            kind = type(sample_weight).__name__
+            raise TypeError(f"nftk.{op}: sample_weight must be numbers, got {kind}") from None
+        if found.shape != (n,):
+            shape = list(found.shape)
+            raise ValueError(f"nftk.{op}: sample_weight must have shape [{n}], an entry an example, got {shape}")
+        for weight in found.tolist():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"nftk.{op}: sample_weight must be finite and at least 0, got {weight}")
+        if not bool(found.any()):
+            raise ValueError(f"nftk.{op}: sample_weight must have an entry above 0, got zeros")
+        weights: Values = (found / found.max()).numpy()
+        return weights
 
 
 def _sklearn(module: str) -> Any:

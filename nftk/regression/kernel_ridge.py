@@ -1,9 +1,9 @@
 """KernelRidge: ridge regression with one kernel, one an output, or layer kernels weighted by Omega."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class KernelRidge(KernelEstimator):
         task: ``"classification"``, ``"regression"``, or ``"auto"``: a row or a column of integers, booleans or strings
             is labels, all else targets.
         ridges: Where ``"loo"`` and ``"gcv"`` choose from; None for everywhere between rounding and ten times the
-            largest eigenvalue.
+            largest eigenvalue. Where all are as good, which targets or a kernel of zeros leave, the largest is taken.
         solver: ``"cholesky"``; ``"cg"``: block conjugate gradients with a Nystrom preconditioner, which read the kernel
             in tiles (raw inputs: compute it in tiles, and never hold it); ``"auto"``: Cholesky where it fits memory.
         tolerance: Relative residual at which conjugate gradients stop.
@@ -115,20 +115,24 @@ class KernelRidge(KernelEstimator):
             The estimator itself.
 
         Raises:
-            ValueError: If shapes do not fit, entries are not finite, or the kernel is not symmetric or not positive
-                semi-definite.
+            ValueError: If shapes do not fit, entries are not finite, the kernel is not symmetric or not positive
+                semi-definite, or the ridge is to be chosen by one example. A fit before this one then stays.
             TypeError: If y or Omega is not numbers.
         """
-        self._check_settings()
+        return self._refit(X, y, offset)
+
+    def _fit(self, x: Any, y: Any, offset: Any) -> None:
+        ridges = self._check_settings()
+        self._keep_kernel()
         self.omega_ = as_omega(self._op, self.omega)
-        if self.omega_ is None and self.kernel == "infinite":
+        if self.omega_ is None and self._kernel == "infinite":
             self.omega_ = torch.full((self._depth(),), self._depth() ** -0.5, dtype=torch.float64)
-        elif self.omega_ is not None and self.kernel == "infinite" and self.omega_.shape[-1] != self._depth():
+        elif self.omega_ is not None and self._kernel == "infinite" and self.omega_.shape[-1] != self._depth():
             raise ValueError(
                 f"nftk.{self._op}: omega must have {self._depth()} columns, one a layer of kernel 'infinite', got "
                 f"shape {list(self.omega_.shape)}"
             )
-        kernel = self._train(X)
+        kernel = self._train(x)
         gram = self._lazy() if kernel is None else self._gram(kernel)
         target = self._targets(y, gram.shape[0], gram.device)
         self._checked(gram, target)
@@ -142,7 +146,7 @@ class KernelRidge(KernelEstimator):
         target = target if f_0 is None else target - f_0
         self.selection_: Selection | None = None
         if isinstance(self.ridge, str):
-            self.selection_, alpha = select(self._op, gram, target, self.ridge, self.ridges)
+            self.selection_, alpha = select(self._op, gram, target, self.ridge, ridges)
             solution = Solution(alpha, torch.zeros(gram.pieces, dtype=torch.float64))
             self.ridge_ = self.selection_.ridge
         else:
@@ -159,7 +163,6 @@ class KernelRidge(KernelEstimator):
         self.dual_coef_ = solution.alpha
         self.jitter_, self.condition_ = solution.jitter, solution.condition
         self.iterations_, self.residual_ = solution.iterations, solution.residual
-        return self
 
     def _infinite(self, x1: Tensor, x2: Tensor | None, settings: dict[str, Any]) -> Kernel:
         """The weighted sum alone, one an output where Omega differs: no layer's kernel is held."""
@@ -178,7 +181,8 @@ class KernelRidge(KernelEstimator):
         need = 8 * n * n * (2 + held)
         return not isinstance(self.ridge, str) and need > check_budget(self.memory_budget, self._x.device, self._op)
 
-    def _check_settings(self) -> None:
+    def _check_settings(self) -> list[float] | None:
+        """Refuse what cannot be; returns the ridges to choose from."""
         op = self._op
         check_choice(op, "solver", self.solver, _SOLVERS)
         check_number(op, "tolerance", self.tolerance, above=True)
@@ -188,8 +192,15 @@ class KernelRidge(KernelEstimator):
                 raise ValueError(f"nftk.{op}: ridge must be a number for solver 'cg', got {self.ridge!r}")
         else:
             check_number(op, "ridge", self.ridge)
-        if self.ridges is not None:
-            if not isinstance(self.ridge, str):
-                raise ValueError(f"nftk.{op}: ridges must go with ridge 'loo' or 'gcv', got ridge {self.ridge}")
-            if not len(self.ridges) or any(not math.isfinite(r) or r < 0 for r in self.ridges):
-                raise ValueError(f"nftk.{op}: ridges must be finite and at least 0, got {list(self.ridges)}")
+        if self.ridges is None:
+            return None
+        if not isinstance(self.ridge, str):
+            raise ValueError(f"nftk.{op}: ridges must go with ridge 'loo' or 'gcv', got ridge {self.ridge}")
+        given: Any = self.ridges
+        if isinstance(given, Tensor | np.ndarray):
+            given = given.tolist()
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError(f"nftk.{op}: ridges must be a list of numbers, got {given!r}")
+        if not given:
+            raise ValueError(f"nftk.{op}: ridges must hold at least one number, got none")
+        return [check_number(op, f"ridges[{i}]", ridge) for i, ridge in enumerate(given)]

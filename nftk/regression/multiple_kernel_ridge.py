@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nftk import constraints
-from nftk._checks import check_choice, check_integer, check_number, is_finite
+from nftk._checks import check_choice, check_integer, check_number, check_symmetric, is_finite
 from nftk.constraints import NonNegative
 from nftk.constraints.base import Projection
 from nftk.regression.descent import Descent, bounded, by_class, descend
@@ -18,6 +18,7 @@ from nftk.regression.objectives import OBJECTIVES, Problem, matrices
 from nftk.regression.solve import KernelWarning, solve
 from nftk.tangent.layer_kernels import LayerKernels
 from nftk.tangent.progress import Line
+from nftk.tangent.scale import magnitude
 
 Progress = bool | Callable[[int, int], None]
 
@@ -40,6 +41,8 @@ class MultipleKernelRidge(KernelEstimator):
         constraint: Set of **eta**: ``"simplex"``; ``"l1ball"`` (under ``"regularized"`` the same answer);
             ``"groupsparse"``, which drops layers for all classes at once; ``"nonnegative"``, for ``"loo"`` only; or an
             object of ``nftk.constraints``, or any with ``project_(eta)`` whose points are non-negative and bounded.
+            ``GroupSparse`` with ``max_layers`` is not convex: which layers are kept is where the descent led, not
+            proven best; over these the weights are.
         objective: ``"regularized"``: J above. ``"loo"``: the exact leave-one-out error, which is what one wants lower,
             but not convex in eta: the end is a stationary point, found from equal weights; an iteration costs some six
             times as much.
@@ -54,14 +57,16 @@ class MultipleKernelRidge(KernelEstimator):
         tolerance: At which a problem has converged: its gap, relative to its objective (float64 sees some 1e-8). With
             simplex, l1ball and groupsparse the gap is max over s in S of <grad, eta - s>: for ``"regularized"`` a
             duality gap, so that J is no farther than that above its minimum; elsewhere it says how much lower a step
-            could go, to first order.
+            could go, to first order. Where ``max_layers`` layers are open, S is what these can have. A set of one's own
+            has converged where no step is lower.
         max_iter: Most steps of one problem.
         progress: True for a line on standard error; or a function called with the problems done and all of them.
 
     Attributes:
         omega_: sqrt(eta), ``(d, L)`` as a network's: :func:`nftk.plot_omega` draws the estimator.
         eta_: ``(d, L)``.
-        objective_: At the end, summed over outputs.
+        objective_: At the end, summed over outputs; infinite where float64 cannot hold squares of the targets, which
+            are learned from all the same. An output whose targets are all 0 keeps equal weights.
         history_: Of it, at every iteration, ``(iterations + 1,)``, never increasing; a problem that has ended counts
             with its last value.
         gap_: What the criterion left, one a problem.
@@ -131,15 +136,24 @@ class MultipleKernelRidge(KernelEstimator):
             The estimator itself.
 
         Raises:
-            ValueError: If shapes do not fit, entries are not finite, a kernel is not positive semi-definite, or the
-                problem has no solution over the constraint set.
+            ValueError: If shapes do not fit, entries are not finite, a kernel is not positive semi-definite, the
+                problem has no solution over the constraint set, or one example is to be left out of one. A fit before
+                this one then stays.
             TypeError: If y is not numbers, or the constraint no set.
         """
+        return self._refit(X, y, offset)
+
+    def _fit(self, x: Any, y: Any, offset: Any) -> None:
         ridge, allowed = self._check_settings()
-        kernel = self._train(X)
+        self._keep_kernel()
+        kernel = self._train(x)
         assert kernel is not None
         k = self._layers(kernel)
         self._check_each(k)
+        if self.objective == "loo" and k.shape[0] < 2:
+            raise ValueError(
+                f"nftk.{self._op}: X must have at least 2 examples for objective 'loo', got n_samples = {k.shape[0]}"
+            )
         target = self._targets(y, k.shape[0], k.blocks.device)
         f_0 = self._offset(offset, target)
         self._shifted = f_0 is not None
@@ -151,7 +165,13 @@ class MultipleKernelRidge(KernelEstimator):
         per_class = self._per_class(k)
         problems = self._problems(k, target, ridge, per_class)
         scales = torch.stack([problem.scales for problem in problems])
-        ends = self._learn(problems, allowed)
+        # eta is the same for targets of any size, and squares of those of size 1 are safe
+        tied = len(problems) > 1 and not by_class(allowed)
+        units = [magnitude(target)] * len(problems) if tied else [magnitude(p.targets) for p in problems]
+        problems = [p._replace(targets=p.targets / unit) for p, unit in zip(problems, units, strict=True)]
+        ends = self._learn(problems, allowed, tied)
+        worst = max(end.gap / max(abs(end.history[-1]), 1e-300) for end in ends)
+        ends = [end.times(unit).times(unit) for end, unit in zip(ends, units, strict=False)]
 
         self.eta_ = torch.cat([end.eta for end in ends]).expand(d, -1).contiguous()
         self.omega_ = (self.eta_ / scales).sqrt()
@@ -163,7 +183,6 @@ class MultipleKernelRidge(KernelEstimator):
         self.converged_ = all(end.converged for end in ends)
         self.n_iter_ = max(1, longest - 1)
         if not self.converged_:
-            worst = max(end.gap / max(abs(end.history[-1]), 1e-300) for end in ends)
             warnings.warn(
                 f"nftk.{self._op}: learning Omega stopped after {self.n_iter_} iterations with a relative gap of "
                 f"{worst:.1e}, above the tolerance {self.tolerance:.1e}; "
@@ -173,16 +192,15 @@ class MultipleKernelRidge(KernelEstimator):
             )
         solution = solve(self._op, self._gram(k), target, ridge, solver="cholesky")
         self.dual_coef_, self.jitter_, self.condition_ = solution.alpha, solution.jitter, solution.condition
-        return self
 
-    def _learn(self, problems: list[Problem], allowed: Projection) -> list[Descent]:
+    def _learn(self, problems: list[Problem], allowed: Projection, tied: bool) -> list[Descent]:
         """Minimise each problem, or all together where the set ties classes."""
         objective = OBJECTIVES[self.objective]
         settings: dict[str, Any] = {"tolerance": self.tolerance, "max_iter": self.max_iter}
         size = len(problems[0].scales)
         start = torch.full((1, size), 1 / size, dtype=torch.float64, device=problems[0].targets.device)
         tell = Line("learning Omega") if self.progress is True else self.progress
-        if len(problems) > 1 and not by_class(allowed):
+        if tied:
 
             def total(eta: Tensor) -> tuple[float, Tensor]:
                 found = [objective(problem, self._row(row)) for problem, row in zip(problems, eta, strict=True)]
@@ -229,6 +247,8 @@ class MultipleKernelRidge(KernelEstimator):
         return found
 
     def _per_class(self, k: LayerKernels) -> bool:
+        if self.per_class is not None and not isinstance(self.per_class, bool):
+            raise TypeError(f"nftk.{self._op}: per_class must be True, False or None, got {self.per_class!r}")
         if self.per_class is None:
             return k.reduction in ("scalar", "diagonal")
         if self.per_class and k.reduction not in ("scalar", "diagonal"):
@@ -293,12 +313,7 @@ class MultipleKernelRidge(KernelEstimator):
         if k.symmetric:
             return
         for name, block in zip(k.names, k.matrix().detach(), strict=True):
-            gap, size = float((block - block.mT).abs().max()), float(block.abs().max())
-            if gap > torch.finfo(block.dtype).eps ** 0.5 * size:
-                raise ValueError(
-                    f"nftk.{self._op}: the training kernels must be symmetric, got entries of {name} that differ by "
-                    f"{gap:.3g} from their mirror image, where the largest is {size:.3g}"
-                )
+            check_symmetric(self._op, f"the training kernel of {name}", block, torch.finfo(block.dtype).eps)
 
     def _gram(self, k: Kernel) -> Gram:
         assert self.omega_ is not None

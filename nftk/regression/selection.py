@@ -10,9 +10,12 @@ from torch import Tensor
 
 from nftk.regression.gram import Gram
 from nftk.regression.solve import MOST_JITTER, KernelWarning
+from nftk.tangent.scale import magnitude
 
 # of the continuous search: points of the first, logarithmic grid, and steps of golden section in its best cell
 GRID, REFINEMENTS = 49, 30
+# errors that differ by this share of them are the same
+SAME = 1e-12
 
 
 class Spectra(NamedTuple):
@@ -83,7 +86,7 @@ class Selection(NamedTuple):
     Attributes:
         ridge: The best.
         ridges: All that were tried, ascending.
-        errors: Of each, the mean squared error over examples, summed over outputs.
+        errors: Of each, the mean squared error over examples, summed over outputs; infinite beyond float64's range.
     """
 
     ridge: float
@@ -106,9 +109,16 @@ def select(op: str, gram: Gram, y: Tensor, criterion: str, ridges: Sequence[floa
         The selection, and the coefficients at the best ridge ``(n, d)``.
 
     Raises:
-        ValueError: If no ridge has a finite error, or the kernel is not positive semi-definite.
+        ValueError: If there is one example only, no ridge has a finite error, or the kernel is not positive
+            semi-definite.
     """
-    spectra = Spectra.of(op, gram, y)
+    if len(y) < 2:
+        raise ValueError(
+            f"nftk.{op}: X must have at least 2 examples for ridge {criterion!r}, got n_samples = {len(y)}"
+        )
+    # errors are of the second power, which neither overflows nor vanishes for targets of size 1
+    unit = magnitude(y)
+    spectra = Spectra.of(op, gram, y / unit)
     error = spectra.leave_one_out if criterion == "loo" else spectra.gcv
     if ridges is None:
         largest = float(spectra.values.max()) or 1.0
@@ -121,9 +131,18 @@ def select(op: str, gram: Gram, y: Tensor, criterion: str, ridges: Sequence[floa
     finite = [pair for pair in found if math.isfinite(pair[1])]
     if not finite:
         raise ValueError(f"nftk.{op}: ridges must hold one with a finite error, got {[ridge for ridge, _ in found]}")
-    best = min(finite, key=lambda pair: pair[1])[0]
+    best, least = min(finite, key=lambda pair: pair[1])
+    most = max(pair[1] for pair in finite)
     at_end = best == found[-1][0] or (best == found[0][0] and ridges is not None)
-    if len(found) > 1 and at_end:
+    if len(finite) > 1 and most - least <= SAME * most:
+        best = finite[-1][0]
+        warnings.warn(
+            f"nftk.{op}: every ridge has the same error by {criterion!r}, as where the targets or the kernel are 0; "
+            f"the largest was taken, {best:.3g}",
+            KernelWarning,
+            stacklevel=2,
+        )
+    elif len(found) > 1 and at_end:
         side = "smallest" if best == found[0][0] else "largest"
         warnings.warn(
             f"nftk.{op}: the best ridge by {criterion!r} is {best:.3g}, the {side} that was tried; "
@@ -138,8 +157,9 @@ def select(op: str, gram: Gram, y: Tensor, criterion: str, ridges: Sequence[floa
             KernelWarning,
             stacklevel=2,
         )
-    selection = Selection(best, *torch.tensor(found, dtype=torch.float64).unbind(1))
-    return selection, gram.gather(list(spectra.coefficients(best)), y.shape[1])
+    tried_ridges, errors = torch.tensor(found, dtype=torch.float64).unbind(1)
+    selection = Selection(best, tried_ridges, errors * unit * unit)
+    return selection, unit * gram.gather(list(spectra.coefficients(best)), y.shape[1])
 
 
 def _continuous(error: Callable[[float], float], low: float, high: float) -> dict[float, float]:
