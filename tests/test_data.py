@@ -63,7 +63,7 @@ def test_load_data_unknown(source):
     with pytest.raises(DataError) as caught:
         load_data(source)
     assert str(caught.value) == (
-        f"nftk.data: {source}: data must be digits, mnist, a folder with the four idx files or an .npz file, got "
+        f"nftk.data: {source}: data must be digits, mnist, imdb, imdb-gpt2, a folder with the four idx files or an .npz file, got "
         "neither a name nor a path that exists"
     )
 

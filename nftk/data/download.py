@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from nftk._optional import require
+from nftk.data.bar import bar
 from nftk.data.errors import DataError, reason, sentence
 
 # seconds without a byte; a mirror that is reachable answers within one
@@ -41,7 +41,7 @@ def download(folder: Path, name: str, remote: RemoteFile, mirrors: Sequence[str]
     with _temporary(target) as file:
         for mirror in mirrors:
             try:
-                with _bar(name, remote.size, shown=progress and sys.stderr.isatty()) as advance:
+                with bar(name, remote.size, shown=progress and sys.stderr.isatty()) as advance:
                     wrong = _fetch(mirror + name, file, remote, advance)
                 if wrong is None:
                     os.replace(file.name, target)
@@ -106,22 +106,3 @@ def _why(error: Exception) -> str:
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
         return reason(error.reason)
     return reason(error)
-
-
-@contextlib.contextmanager
-def _bar(name: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes the number of bytes just received."""
-    if not shown:
-        yield lambda size: None
-        return
-    rich_progress = require("rich.progress", purpose="the progress bar of a download", extra="app")
-    console = require("rich.console", purpose="the progress bar of a download", extra="app").Console(stderr=True)
-    columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.DownloadColumn(),
-        rich_progress.TimeRemainingColumn(),
-    )
-    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda size: bar.advance(task, size)

@@ -27,6 +27,7 @@ class DataSplit:
         name: What errors and reports call these data.
         image_shape: (height, width) where a row is an image, else None.
         standardize: The mode of ``Standardizer.fit`` that suits the data: one mean for all pixels, or one per feature.
+        test_duplicates: Which test rows are training rows too, ascending, int64; None where nobody looked.
 
     Raises:
         DataError: If a part is empty, sizes disagree, an input is not finite or a label is out of range.
@@ -46,6 +47,7 @@ class DataSplit:
     name: str
     image_shape: tuple[int, int] | None = None
     standardize: Literal["global", "feature"] = "feature"
+    test_duplicates: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.class_names) <= MAX_CLASSES:
@@ -61,6 +63,7 @@ class DataSplit:
         if self.image_shape is not None and math.prod(self.image_shape) != self.in_features:
             rule = f"have {self.in_features} pixels, as many as there are features"
             raise DataError(sentence(self.name, "image_shape", rule, " x ".join(map(str, self.image_shape))))
+        self._check_duplicates()
 
     def _check_part(self, x_name: str, y_name: str) -> None:
         x, y = getattr(self, x_name), getattr(self, y_name)
@@ -77,6 +80,19 @@ class DataSplit:
         if (label := find_outside(y, self.classes)) is not None:
             rule = f"be in 0..{self.classes - 1} ({self.classes} classes)"
             raise DataError(sentence(self.name, y_name, rule, label))
+
+    def _check_duplicates(self) -> None:
+        found = self.test_duplicates
+        if found is None:
+            return
+        if not isinstance(found, Tensor) or found.dtype != torch.int64:
+            kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+            raise TypeError(sentence(self.name, "test_duplicates", "be a tensor of torch.int64", kind))
+        rows = len(self.x_test)
+        ascending = found.ndim == 1 and bool((found.diff() > 0).all())
+        if not ascending or (found.numel() and (found[0] < 0 or found[-1] >= rows)):
+            rule = f"be different rows in 0..{rows - 1}, ascending"
+            raise DataError(sentence(self.name, "test_duplicates", rule, f"{found.tolist()!r:.60}"))
 
     @property
     def in_features(self) -> int:
