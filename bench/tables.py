@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -12,25 +13,6 @@ ROOT = Path(__file__).parent.parent
 
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def accuracy_table(root=ROOT):
-    """The paper's MNIST networks: mean and range over the seeds of results/."""
-    lines = [
-        "| network | test accuracy, NFT-K | plain MLP beside it | seeds | zeros in Omega |",
-        "|---|---|---|---|---|",
-    ]
-    for depth in (10, 20):
-        runs = [read(path) for path in sorted((root / "results").glob(f"mnist-{depth}x256-seed*/summary.json"))]
-        if not runs:
-            continue
-        ours = [run["test_accuracy"] for run in runs]
-        plain = [run["baseline"]["test_accuracy"] for run in runs]
-        zeros = sorted({run["zeros"] for run in runs})
-        told = f"{zeros[0]} of {depth * 10}" if len(zeros) == 1 else f"{zeros[0]} to {zeros[-1]} of {depth * 10}"
-        cells = (f"MNIST, {depth} x 256", _spread(ours), _spread(plain), str(len(runs)), told)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def step_table(root=ROOT):
@@ -203,25 +185,13 @@ def infinite_table(root=ROOT):
     return "\n".join(lines)
 
 
-def theorem_table(root=ROOT):
-    """Theorem 1: how far networks that were trained are from ridge regression on four kernels."""
-    path = root / "bench" / "results" / "theorem1.json"
+def experiment_table(name, number=0, root=ROOT):
+    """One of the tables that nftk reproduce wrote, as it stands there."""
+    path = root / "results" / f"{name}.md"
     if not path.exists():
         return "No record."
-    record = read(path)
-    lines = [
-        "| width | " + " | ".join(str(width) for width in record["widths"]) + " | slope |",
-        "|---|" + "---|" * len(record["widths"]) + "---|",
-    ]
-    for kind, said in (
-        ("exact", "the network's own kernel"),
-        ("layers", "the sum of its layers' kernels, omega squared"),
-        ("squared", "infinite width, omega squared"),
-        ("linear", "infinite width, omega as in the paper"),
-    ):
-        cells = [f"{value:.3f}" for value in record["mean_errors"][kind]]
-        lines.append(f"| {said} | " + " | ".join(cells) + f" | {record['slopes'][kind]:.2f} |")
-    return "\n".join(lines)
+    tables = re.findall(r"(?:^\|.*\n)+", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return tables[number].rstrip()
 
 
 def mnist_omega_table(root=ROOT):
@@ -314,12 +284,15 @@ def resource_table(root=ROOT):
 
 TABLES = {
     "README.md": {
-        "accuracy": accuracy_table,
+        "table1": functools.partial(experiment_table, "table1"),
+        "starts": functools.partial(experiment_table, "sparsity"),
+        "earned": functools.partial(experiment_table, "sparsity", 1),
+        "stability": functools.partial(experiment_table, "stability"),
         "step": step_table,
         "ntk": floor_table,
         "peers": peer_table,
         "infinite": infinite_table,
-        "theorem1": theorem_table,
+        "theorem1": functools.partial(experiment_table, "theorem1"),
         "mnist_omega": mnist_omega_table,
     },
     "bench/README.md": {
@@ -332,7 +305,6 @@ TABLES = {
         "ntk": floor_table,
         "peers": peer_table,
         "infinite": infinite_table,
-        "theorem1": theorem_table,
         "mnist_omega": mnist_omega_table,
         "targets": target_table,
         "fit": fit_table,

@@ -16,7 +16,8 @@ import nftk
 ROOT = Path(__file__).parent.parent
 # imports run one way: a folder may import from those before it
 ORDER = [
-    "reference", "ops", "constraints", "modules", "tangent", "training", "regression", "interpret", "data", "cli",
+    "reference", "ops", "constraints", "modules", "tangent", "training", "regression", "interpret", "data",
+    "experiments", "cli",
 ]  # fmt: skip
 
 

@@ -48,6 +48,11 @@ class Progress:
         if self.bar is not None and steps:
             self.bar.update(self.bar.task_ids[0], completed=round(epoch - 1 + step / steps, 2))
 
+    def line(self, text: str) -> None:
+        """Say one line, unless quiet."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
     def epoch(self, record: EpochRecord) -> None:
         """Take note of one epoch."""
         accuracy = "" if record.test_accuracy is None else f", test accuracy {record.test_accuracy:.4f}"

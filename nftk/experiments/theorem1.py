@@ -1,7 +1,5 @@
 """Theorem 1 of the paper, corrected: wide networks trained by equation 13 against ridge regression on their kernels.
 
-    python bench/theorem1.py [--quick] [--record DIR]
-
 Networks in the "ntk" parameterisation, Omega fixed and different for every class, trained by full gradient steps with
 the proximal term until they stand. Each is compared, on test inputs and from its own f_0 (docs/errata.md, 1), with
 ridge regression, rho = lambda N / 2 (3), on four kernels: its exact one at theta_0; the sum of its layers' kernels with
@@ -9,28 +7,40 @@ omega squared, which leaves the terms between layers out (2); and the infinite-w
 as it should be, and by omega, as the paper has it. An error is ||f_trained - f_ridge|| / ||f_exact - f_0||.
 """
 
-import argparse
 import copy
-import datetime
+import hashlib
 import json
 import math
-import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import nftk
+from nftk._files import write_text
+from nftk._optional import require
+from nftk.experiments.record import Record, Request, table
 from nftk.regression import ridge_from_proximal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 QUICK = (64, 128, 256)
-SEEDS, DEPTH, FEATURES, OUTPUTS, TRAIN, TEST = 3, 3, 8, 2, 24, 100
+DEPTH, FEATURES, OUTPUTS, TRAIN, TEST = 3, 8, 2, 24, 100
 OMEGA = torch.tensor([[0.1, 0.9, 0.3], [0.7, 0.2, 0.1]])
 # rho, as a share of the largest eigenvalue of the limit's kernel: so many steps do until all has come to rest
 RIDGE = 1 / 30
 REST = 1e-4
+KERNELS = {
+    "exact": "the network's own kernel",
+    "layers": "the sum of its layers' kernels, omega squared",
+    "squared": "infinite width, omega squared",
+    "linear": "infinite width, omega as in the paper",
+}
 
 
 def data() -> tuple[Tensor, Tensor, Tensor]:
@@ -46,11 +56,26 @@ def infinite(x: Tensor, x_test: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
     """The limit's kernels of training with training, and of test with training, weighted: each (d, n1, n2)."""
     x, x_test = x.double(), x_test.double()
     squares = omega.double()
-    return tuple(nftk.infinite_ntk(a, b, depth=DEPTH).combine(squares) for a, b in ((x, None), (x_test, x)))
+    ours = nftk.infinite_ntk(x, depth=DEPTH).combine(squares)
+    return ours, nftk.infinite_ntk(x_test, x, depth=DEPTH).combine(squares)
 
 
-def one(width: int, seed: int, x: Tensor, y: Tensor, x_test: Tensor, limits: dict, proximal: float) -> dict:
+Pair = tuple[Tensor, Tensor]
+
+
+class Problem(NamedTuple):
+    """What all networks are given."""
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    limits: dict[str, Pair]
+    proximal: float
+
+
+def one(width: int, seed: int, problem: Problem) -> dict[str, Any]:
     """Train one network; errors of the four kernels, and how far its kernels are from the limits."""
+    x, y, x_test, limits, proximal = problem
     torch.manual_seed(1000 * seed + width)
     model = nftk.NFTKMLP(FEATURES, [width] * DEPTH, OUTPUTS, parameterization="ntk", omega_init=OMEGA, constraint=None)
     model.omega.requires_grad_(False)
@@ -66,11 +91,12 @@ def one(width: int, seed: int, x: Tensor, y: Tensor, x_test: Tensor, limits: dic
     seconds = time.perf_counter() - started
     exact = nftk.kernel_prediction(model, (x, y), x_test, trained=trained, proximal=proximal)
     f_0, after = exact.initial, exact.trained
+    assert after is not None
     with torch.no_grad():
         start = model(x).double()
     moved = (exact.kernel - f_0).norm()
 
-    def error(regression: nftk.KernelRidge, k: object, k_test: object) -> float:
+    def error(regression: nftk.KernelRidge, k: Any, k_test: Any) -> float:
         regression.fit(k, y.double(), offset=start)
         return float((after - regression.outputs(k_test, offset=f_0)).norm() / moved)
 
@@ -93,8 +119,24 @@ def one(width: int, seed: int, x: Tensor, y: Tensor, x_test: Tensor, limits: dic
     }
 
 
-def measure(widths: tuple[int, ...], seeds: int = SEEDS) -> dict:
-    """All networks, and means and slopes over them."""
+def _kept(folder: Path, width: int, seed: int, problem: Problem) -> dict[str, Any]:
+    """The errors of one network, from disk where it has been trained already."""
+    settings = f"{DEPTH} {FEATURES} {OUTPUTS} {TRAIN} {TEST} {OMEGA.tolist()} {problem.proximal!r} {REST}"
+    key = hashlib.sha256(settings.encode()).hexdigest()[:10]
+    path = folder / f"theorem1-{width}-seed{seed}-{key}.json"
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    found = one(width, seed, problem)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(found) + "\n")
+    return found
+
+
+def run(request: Request) -> Record:
+    """Train networks of all widths, and see how far they are from their kernels."""
+    require("matplotlib", purpose="drawing theorem1.png", extra="app")
+    widths = QUICK if request.quick else WIDTHS
     x, y, x_test = data()
     limits = {"squared": infinite(x, x_test, OMEGA), "linear": infinite(x, x_test, OMEGA.sqrt())}
     apart = (limits["linear"][0] - limits["squared"][0]).norm() / limits["squared"][0].norm()
@@ -102,20 +144,16 @@ def measure(widths: tuple[int, ...], seeds: int = SEEDS) -> dict:
     proximal = 2 * ridge / TRAIN
     runs = []
     for width in widths:
-        for seed in range(seeds):
-            runs.append(one(width, seed, x, y, x_test, limits, proximal))
-            print(runs[-1], flush=True)
-    kinds = ("exact", "layers", "squared", "linear")
+        for seed in range(request.seeds):
+            runs.append(_kept(request.place.runs, width, seed, Problem(x, y, x_test, limits, proximal)))
+            told = ", ".join(f"{kind} {runs[-1][kind]:.3f}" for kind in KERNELS)
+            request.say(f"theorem 1, width {width}, seed {seed}: {told}")
     means = {
-        kind: [sum(run[kind] for run in runs if run["width"] == width) / seeds for width in widths] for kind in kinds
+        kind: [sum(run[kind] for run in runs if run["width"] == width) / request.seeds for width in widths]
+        for kind in KERNELS
     }
-    logs = torch.tensor(widths, dtype=torch.float64).log()
-    slopes = {}
-    for kind in kinds:
-        values = torch.tensor(means[kind]).double().log()
-        centred = logs - logs.mean()
-        slopes[kind] = float((centred * values).sum() / centred.square().sum())
-    return {
+    slopes = {kind: slope(widths, values) for kind, values in means.items()}
+    found = {
         "forms_apart": float(apart),
         "proximal": proximal,
         "ridge": ridge,
@@ -123,56 +161,38 @@ def measure(widths: tuple[int, ...], seeds: int = SEEDS) -> dict:
         "train": TRAIN,
         "test": TEST,
         "widths": list(widths),
-        "seeds": seeds,
         "mean_errors": means,
         "slopes": slopes,
         "runs": runs,
     }
+    head = ["width", *map(str, widths), "slope"]
+    lines = [[KERNELS[kind], *(f"{v:.3f}" for v in means[kind]), f"{slopes[kind]:.2f}"] for kind in KERNELS]
+    text = (
+        "# Theorem 1, corrected\n\nDistance of trained networks from ridge regression on four kernels, relative, on "
+        f"test inputs; mean of {request.seeds} networks of each width.\n\n{table(head, lines)}\n"
+    )
+    return Record("theorem1", found, text, {"theorem1": plot(widths, means, request.seeds)})
 
 
-def plot(record: dict, path: Path) -> None:
+def slope(widths: Sequence[int], values: Sequence[float]) -> float:
+    """Exponent of the power of the width that fits the values best, by least squares of their logarithms."""
+    logs, y = (torch.tensor(numbers, dtype=torch.float64).log() for numbers in (widths, values))
+    logs, y = logs - logs.mean(), y - y.mean()
+    return float((logs * y).sum() / logs.square().sum())
+
+
+def plot(widths: Sequence[int], means: dict[str, list[float]], seeds: int) -> "Figure":
     """Errors over width."""
     from matplotlib.figure import Figure
 
     figure = Figure((6, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
-    styles = {
-        "exact": ("the network's own exact kernel", "-", "o"),
-        "layers": ("its layers' kernels, omega squared", "-", "^"),
-        "squared": ("infinite width, omega squared", "--", "s"),
-        "linear": ("infinite width, omega (the paper's 15)", ":", "x"),
-    }
-    for kind, (label, line, marker) in styles.items():
-        axes.loglog(record["widths"], record["mean_errors"][kind], line, marker=marker, label=label)
+    styles = {"exact": ("-", "o"), "layers": ("-", "^"), "squared": ("--", "s"), "linear": (":", "x")}
+    for kind, (line, marker) in styles.items():
+        axes.loglog(widths, means[kind], line, marker=marker, label=KERNELS[kind])
     axes.set(xlabel="width of the hidden layers", ylabel="distance from the trained network, relative")
-    axes.set_xticks(record["widths"], [str(width) for width in record["widths"]])
+    axes.set_xticks(list(widths), [str(width) for width in widths])
     axes.minorticks_off()
-    axes.set_title(f"{DEPTH} layers, {TRAIN} examples, mean of {record['seeds']} networks", size=10)
+    axes.set_title(f"{DEPTH} layers, {TRAIN} examples, mean of {seeds} networks", size=10)
     axes.legend(fontsize=8)
-    figure.savefig(path)
-
-
-def main() -> None:
-    """Run, print, and write the record."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="widths up to 256, and no record unless --record")
-    arguments.add_argument("--record", type=Path, help="folder for theorem1.json and theorem1.png")
-    given = arguments.parse_args()
-    record = measure(QUICK if given.quick else WIDTHS)
-    folder = given.record or (None if given.quick else Path(__file__).parent / "results")
-    for kind, means in record["mean_errors"].items():
-        print(f"{kind:8} " + " ".join(f"{value:.4f}" for value in means) + f"  slope {record['slopes'][kind]:.2f}")
-    if folder is not None:
-        root = Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=root
-        ).stdout.strip()
-        versions = {"nftk": nftk.__version__, "torch": str(torch.__version__), "threads": torch.get_num_threads()}
-        record |= {"commit": commit, "date": str(datetime.date.today()), "device": "cpu", "versions": versions}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "theorem1.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        plot(record, folder / "theorem1.png")
-
-
-if __name__ == "__main__":
-    main()
+    return figure

@@ -1,0 +1,87 @@
+"""Table 1 of the paper: test accuracy of NFT-K networks and of the plain MLP beside each, and the same with MSE."""
+
+from typing import Any, Literal
+
+from nftk.experiments.networks import train_all
+from nftk.experiments.record import Record, Request, mean_and_deviation, spread, table
+from nftk.experiments.settings import BASES, DEPTHS, PAPER, TITLES, row
+
+LOSSES: tuple[Literal["cross_entropy", "mse"], ...] = ("cross_entropy", "mse")
+MODELS: tuple[Literal["nftk", "mlp"], ...] = ("nftk", "mlp")
+
+
+def run(request: Request) -> Record:
+    """Train all rows with all seeds, and make the tables."""
+    keys = [
+        (loss, data, depth, model) for loss in LOSSES for data in BASES for depth in DEPTHS[data] for model in MODELS
+    ]
+    recipes = {
+        key: [
+            row(key[1], key[2], model=key[3], seed=seed, quick=request.quick, loss=key[0])
+            for seed in range(request.seeds)
+        ]
+        for key in keys
+    }
+    train_all([one for some in recipes.values() for one in some], request.place, jobs=request.jobs, say=request.say)
+    # each is there now, and read again
+    found = {key: train_all(some, request.place) for key, some in recipes.items()}
+    rows: list[dict[str, Any]] = []
+    for loss, data, depth, model in keys:
+        results = found[loss, data, depth, model]
+        accuracies = [result["test_accuracy"] for result in results]
+        mean, deviation = mean_and_deviation(accuracies)
+        without = [result.get("test_accuracy_without_duplicates") for result in results]
+        rows.append(
+            {
+                "loss": loss,
+                "data": data,
+                "depth": depth,
+                "model": model,
+                "mean": mean,
+                "deviation": deviation,
+                "accuracies": accuracies,
+                "paper": PAPER[data, depth][MODELS.index(model)],
+                "without_duplicates": None if None in without else without,
+                "zeros": [last(result)["zeros"] for result in results],
+                "seconds": sum(result["seconds"] for result in results),
+            }
+        )
+    settings = {data: base.to_dict() for data, base in BASES.items()}
+    return Record("table1", {"settings": settings, "rows": rows}, _markdown(rows, request))
+
+
+def last(result: dict[str, Any]) -> dict[str, Any]:
+    """The record of a network's last epoch."""
+    record: dict[str, Any] = result["history"][-1]
+    return record
+
+
+def _markdown(rows: list[dict[str, Any]], request: Request) -> str:
+    parts = ["# Table 1\n"]
+    for loss in LOSSES:
+        title = "Cross-entropy" if loss == "cross_entropy" else "MSE, the loss of the paper's theory"
+        lines = []
+        for entry in (entry for entry in rows if entry["loss"] == loss):
+            name = "NFT-K" if entry["model"] == "nftk" else "MLP"
+            paper = "-" if entry["paper"] is None or loss == "mse" else f"{entry['paper']:.2f}"
+            without = entry["without_duplicates"]
+            cells = [TITLES[entry["data"]], str(entry["depth"]), name, spread(entry["accuracies"], 100), paper]
+            lines.append([*cells, "-" if without is None else spread(without, 100)])
+        head = ["data", "hidden layers", "network", "test accuracy, %", "paper", "without reviews seen in training"]
+        parts.append(f"## {title}\n\n{table(head, lines)}\n")
+    seeds = f"{request.seeds} seeds" if request.seeds > 1 else "one seed"
+    parts.append(f"Mean and standard deviation over {seeds}; the last epoch's accuracy, no early stopping.\n")
+    parts += [f"- {TITLES[data]}: {settings_said(data, request.quick)}" for data in BASES]
+    parts.append("- With MSE, Omega starts from 1/L: from 1, these learning rates diverge.")
+    return "\n".join(parts)
+
+
+def settings_said(data: str, quick: bool) -> str:
+    """Every setting that the rows of a data set share, as a sentence."""
+    base = row(data, DEPTHS[data][0], quick=quick)
+    start = "1/L" if base.omega_start == "uniform" else f"{base.omega_start}"
+    limit = f", {base.train_limit} training examples" if base.train_limit else ""
+    return (
+        f"width {base.width}, batch {base.batch_size}, {base.epochs} epochs, SGD with {base.lr} for theta and "
+        f"{base.lr_omega} for Omega, weight decay {base.weight_decay:g}, Omega >= 0 from {start}{limit}."
+    )

@@ -1,0 +1,300 @@
+"""The experiments on data small enough for a test: each network trained once, and tables that say what was measured."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+import nftk
+from nftk.constraints import Simplex
+from nftk.data import DataSplit, load_digits
+from nftk.experiments import choice, figure2, networks, settings, sparsity, stability, table1, theorem1
+from nftk.experiments.networks import Place, inputs_of, load, train, train_all
+from nftk.experiments.recipe import Recipe
+from nftk.experiments.record import Request, mean_and_deviation, spread, table
+from nftk.experiments.relu_omega import ReluOmegaSGD, draw
+from nftk.training import ProximalSGD
+
+SMALL = Recipe("digits", 3, 16, epochs=2, batch_size=100, lr=0.1, train_limit=400, test_limit=200)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path / "runs")
+
+
+@pytest.fixture
+def _stand_ins(monkeypatch):
+    """Digits in place of both data sets, with repeated rows as the reviews have them, and smaller rows."""
+    digits = load_digits()
+    split = DataSplit(
+        digits.x_train, digits.y_train, digits.x_test, digits.y_test, class_names=digits.class_names, name="stand-in"
+    )
+    object.__setattr__(split, "test_duplicates", torch.tensor([0, 3]))
+    monkeypatch.setattr(networks, "load_data", lambda *_: split)
+    cached = networks.inputs
+    cached.cache_clear()
+    for name, base in list(settings.BASES.items()):
+        small = dataclasses.replace(base, width=12, batch_size=50, lr=0.02, lr_omega=0.02, epochs=2)
+        monkeypatch.setitem(settings.BASES, name, small)
+    monkeypatch.setitem(settings.DEPTHS, "mnist", (2, 3))
+    monkeypatch.setitem(settings.DEPTHS, "imdb", (1, 2))
+    for depth in (2, 3):
+        monkeypatch.setitem(settings.PAPER, ("mnist", depth), (97.25, 96.89))
+    for depth in (1, 2):
+        monkeypatch.setitem(settings.PAPER, ("imdb", depth), (None, None))
+    monkeypatch.setattr(sparsity, "DEPTH", 3)
+    monkeypatch.setattr(stability, "EXAMPLES", 120)
+    monkeypatch.setattr(stability, "REFIT_EXAMPLES", 40)
+    for part in ("EPOCHS", "HELD_OUT"):
+        monkeypatch.setitem(getattr(choice, part), "mnist", 2 if part == "EPOCHS" else 300)
+        monkeypatch.setitem(getattr(choice, part), "imdb", 2 if part == "EPOCHS" else 300)
+    yield
+    cached.cache_clear()
+
+
+def lines():
+    said = []
+    return said, said.append
+
+
+def test_a_recipe_has_one_name_and_every_setting_is_in_it():
+    names = {SMALL.name()}
+    for field in dataclasses.fields(Recipe):
+        other = {"constraint": Simplex(2.0), "after": SMALL}.get(field.name)
+        if other is None:
+            now = getattr(SMALL, field.name)
+            other = f"{now}x" if isinstance(now, str) else now + 1
+        names.add(dataclasses.replace(SMALL, **{field.name: other}).name())
+    assert len(names) == 1 + len(dataclasses.fields(Recipe))
+    assert SMALL.name() == dataclasses.replace(SMALL).name()
+
+
+def test_a_network_is_trained_once_and_found_again(place, monkeypatch):
+    found = train(SMALL, place)
+    model = load(SMALL, place)
+    data = inputs_of(SMALL, place)
+    assert len(data.train[0]) == 400
+    assert len(data.test[0]) == 200
+    assert nftk.evaluate(model, data.test).accuracy == found["test_accuracy"]
+    assert found["omega"] == model.omega.tolist()
+    assert [epoch["epoch"] for epoch in found["history"]] == [1, 2]
+    monkeypatch.setattr(nftk, "fit", None)
+    assert train(SMALL, place) == found
+
+
+def test_a_killed_training_ends_as_one_that_was_not(place, tmp_path, monkeypatch):
+    whole = train(SMALL, Place(tmp_path / "other"))
+    fit = nftk.fit
+
+    def killed(*args, **keywords):
+        fit(*args, **keywords | {"epochs": 1})
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nftk, "fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(SMALL, place)
+    assert networks.result(SMALL, place) is None
+    assert train(SMALL, place)["omega"] == whole["omega"]
+    (place.runs / SMALL.name() / networks.RESULT).write_text('{"cut o')
+    assert train(SMALL, place)["omega"] == whole["omega"]
+
+
+def test_held_out_examples_are_in_no_training_and_the_test_set_is_not_looked_at(place):
+    split = load_digits()
+    whole = dataclasses.replace(SMALL, train_limit=0, test_limit=0)
+    held = inputs_of(dataclasses.replace(whole, held_out=300), place)
+    train_rows, held_rows, test_rows = (
+        {tuple(row) for row in held.standardizer.inverse(x).round().int().tolist()}
+        if hasattr(held.standardizer, "inverse")
+        else {tuple(row) for row in (x * 1e3).round().int().tolist()}
+        for x in (held.train[0], held.test[0], held.standardizer.transform(split.x_test))
+    )
+    assert len(held.test[0]) == 300
+    assert len(held.train[0]) == len(split.x_train) - 300
+    # digits has a few images twice
+    assert len(train_rows & held_rows) < 5
+    assert len(test_rows & held_rows) < 5
+
+
+@pytest.mark.slow
+def test_networks_side_by_side_are_those_trained_in_turn(place, tmp_path):
+    recipes = [dataclasses.replace(SMALL, seed=seed) for seed in (0, 1)]
+    recipes.append(dataclasses.replace(SMALL, after=recipes[1], l1=0.05, epochs=1))
+    said, say = lines()
+    side_by_side = train_all(recipes[2:] + recipes[:1], place, jobs=2, say=say)
+    assert len(said) == 3, "the network that another goes on from is trained too"
+    in_turn = train_all(recipes[2:] + recipes[:1], Place(tmp_path / "other"), say=say)
+    assert [found["omega"] for found in side_by_side] == [found["omega"] for found in in_turn]
+    assert train_all(recipes, place, jobs=2, say=None)[2]["omega"] == side_by_side[0]["omega"]
+
+
+def test_omega_as_relu_is_what_autograd_makes_of_it():
+    torch.manual_seed(0)
+    w0, target = draw(4, 6, seed=3), torch.rand(4, 6)
+    assert 0.2 < float((w0 < 0).float().mean()) < 0.8
+    w = w0.clone().requires_grad_()
+    plain = torch.optim.SGD([w], lr=0.3, weight_decay=0.1)
+    omega = torch.nn.Parameter(w0.clone())
+    ours = ReluOmegaSGD([omega], lr=0.3, weight_decay=0.1)
+    assert torch.equal(omega.detach(), w0.clamp(min=0))
+    for _ in range(5):
+        for weights, optimizer in ((w.relu(), plain), (omega, ours)):
+            optimizer.zero_grad()
+            (weights - target).square().sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(omega.detach(), w.detach().clamp(min=0))
+    assert bool((omega[w0 < 0] == 0).all()), "what starts below zero never comes back"
+
+
+@pytest.mark.parametrize(("l1", "group"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.8), (0.2, 0.5)])
+def test_proximal_step_is_the_minimiser_that_defines_it(l1, group):
+    generator = torch.Generator().manual_seed(1)
+    before, gradient = (torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    omega = torch.nn.Parameter(before.clone())
+    omega.grad = gradient.clone()
+    ProximalSGD([omega], lr=0.5, weight_decay=0.1, l1=l1, group=group).step()
+    middle = before - 0.5 * (gradient + 0.1 * before)
+
+    def objective(point):
+        price = l1 * point.sum() + group * torch.linalg.vector_norm(point, dim=0).sum()
+        return float((point - middle).square().sum() / 2 + 0.5 * price)
+
+    best = objective(omega.detach())
+    assert omega.min() >= 0
+    for scale in (1e-1, 1e-2, 1e-3):
+        for _ in range(300):
+            other = (omega.detach() + scale * torch.randn(3, 4, generator=generator, dtype=torch.float64)).clamp(min=0)
+            assert objective(other) >= best - 1e-12
+    if group:
+        assert bool((omega == 0).all(0).any())
+
+
+def test_proximal_sgd_without_a_price_is_projected_sgd():
+    a, b = (torch.nn.Parameter(torch.tensor([[0.5, -0.2], [1.0, 0.1]])) for _ in range(2))
+    for omega, optimizer in (
+        (a, ProximalSGD([a], lr=0.3, weight_decay=0.1)),
+        (b, torch.optim.SGD([b], 0.3, weight_decay=0.1)),
+    ):
+        omega.grad = torch.tensor([[1.0, -1.0], [0.0, 2.0]])
+        optimizer.step()
+    torch.testing.assert_close(a.detach(), b.detach().clamp(min=0))
+    with pytest.raises(ValueError, match=r"nftk.training.ProximalSGD: l1 must be finite and at least 0, got -1"):
+        ProximalSGD([a], lr=0.1, l1=-1.0)
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_table1_says_what_the_networks_do(place, tmp_path):
+    said, say = lines()
+    request = Request(place, seeds=2, say=say)
+    record = table1.run(request)
+    assert len(record.found["rows"]) == 16
+    row = next(
+        r for r in record.found["rows"] if (r["loss"], r["data"], r["depth"], r["model"]) == ("mse", "imdb", 2, "nftk")
+    )
+    recipes = [settings.row("imdb", 2, seed=seed, loss="mse") for seed in (0, 1)]
+    accuracies, without = [], []
+    for recipe in recipes:
+        model, (x, y) = load(recipe, place), inputs_of(recipe, place).test
+        accuracies.append(nftk.evaluate(model, (x, y)).accuracy)
+        kept = [i for i in range(len(x)) if i not in (0, 3)]
+        without.append(nftk.evaluate(model, (x[kept], y[kept])).accuracy)
+    assert row["accuracies"] == accuracies
+    assert row["without_duplicates"] == pytest.approx(without)
+    assert row["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert row["deviation"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert spread(accuracies, 100) in record.markdown
+    paths = record.write(tmp_path / "out", request)
+    assert {path.name for path in paths} == {"table1.md", "table1.json"}
+    assert json.loads((tmp_path / "out" / "table1.json").read_text())["seeds"] == 2
+    count = len(said)
+    table1.run(request)
+    assert len(said) == count, "nothing is trained again"
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_figure2_draws_the_networks_of_the_table(place, tmp_path):
+    request = Request(place, say=lines()[1])
+    record = figure2.run(request)
+    for network, depth in zip(record.found["networks"], (2, 3), strict=True):
+        assert network["omega"] == load(settings.row("mnist", depth), place).omega.tolist()
+    names = {path.name for path in record.write(tmp_path, request)}
+    assert names == {"figure2-2.png", "figure2-3.png", "figure2.md", "figure2.json"}
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_sparsity_tells_zeros_of_the_start_from_zeros_that_are_earned(place, monkeypatch, tmp_path):
+    monkeypatch.setattr(sparsity, "PRICES", (0.0, 0.5, 20.0))
+    request = Request(place, seeds=2, say=lines()[1])
+    record = sparsity.run(request)
+    by_form = {(entry["form"][:3], entry["depth"]): entry for entry in record.found["starts"]}
+    assert by_form["(a)", 3]["start"] == [0, 0]
+    assert all(0.2 < share < 0.8 for share in by_form["(c)", 3]["start"])
+    assert by_form["(c)", 3]["start"] == by_form["(b)", 3]["start"], "the same draw"
+    assert by_form["(c)", 3]["end"] >= by_form["(c)", 3]["start"]
+    assert max(by_form["(b)", 3]["end"]) < min(by_form["(c)", 3]["start"])
+    points = {(point["kind"], point["name"]): point for point in record.found["points"]}
+    assert points["l1", "0"]["zeros_share"] == 0
+    assert points["l1", "20"]["zeros_share"] == 1
+    assert points["group", "20"]["closed_layers"] == [3, 3]
+    assert points["group", "20"]["pruned_difference"] < 1e-5
+    assert points["l1", "0"]["accuracies"] == points["group", "0"]["accuracies"], "one network for both paths"
+    assert max(points["constraint", "GroupSparse(max_layers=10)"]["closed_layers"]) == 0
+    earned = record.found["earned"]["two layers closed"]
+    assert earned["price"] in {"0.5", "20"}
+    assert "(c) relu of free weights" in record.markdown
+    record.write(tmp_path, request)
+    assert (tmp_path / "sparsity.png").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_stability_says_what_a_rescaling_does_to_each_importance(place, tmp_path):
+    request = Request(place, seeds=2, say=lines()[1])
+    record = stability.run(request)
+    rows = {(row["data"], row["depth"], row["kind"]): row for row in record.found["rows"]}
+    assert len(rows) == 4 * len(stability.KINDS)
+    assert min(rows["mnist", 3, "contribution"]["rescaled"]) == pytest.approx(1, abs=0.01)
+    assert max(rows["mnist", 3, "omega"]["rescaled"]) < 0.9
+    assert rows["mnist", 3, "ablation_loss"]["with_ablation"] == [1, 1]
+    assert all(0 <= area <= 1 for row in rows.values() for area in row["area"])
+    assert record.markdown.count("| contribution |") == 4
+    record.write(tmp_path, request)
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_choice_looks_at_held_out_examples_alone(place, monkeypatch):
+    asked = []
+    real = networks.inputs
+    monkeypatch.setattr(networks, "inputs", lambda *a: asked.append(a) or real(*a))
+    record = choice.run(Request(place, say=lines()[1]))
+    assert {held_out for *_, held_out in asked} == {300}
+    assert len(record.found["rows"]) == 4 * 3
+    assert len({tuple(row["accuracy"]) for row in record.found["rows"]}) > 6
+
+
+def test_theorem1_keeps_its_networks(place, monkeypatch):
+    monkeypatch.setattr(theorem1, "QUICK", (16, 32))
+    said, say = lines()
+    request = Request(place, seeds=1, quick=True, say=say)
+    record = theorem1.run(request)
+    assert record.found["widths"] == [16, 32]
+    assert record.found["mean_errors"]["exact"][1] < 0.5
+    monkeypatch.setattr(theorem1, "one", None)
+    assert theorem1.run(request).found == record.found
+    cells = re.findall(r"\d\.\d{3}", record.markdown)
+    assert cells[0] == f"{record.found['mean_errors']['exact'][0]:.3f}"
+
+
+def test_slope_is_the_power_of_the_width():
+    assert theorem1.slope([1, 10, 100], [5.0, 0.5, 0.05]) == pytest.approx(-1)
+    assert theorem1.slope([64, 256], [1.0, 0.5]) == pytest.approx(-0.5)
+
+
+def test_a_table_and_a_spread_read_as_they_should():
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert spread([0.9, 0.92], 100) == "91.00 ± 1.41"
+    assert spread([0.5]) == "0.50"
+    assert mean_and_deviation([2.0]) == (2.0, None)
