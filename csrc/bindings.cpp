@@ -45,17 +45,17 @@ nftk::VectorWidth vector_width(const std::string& vectors) {
 // In the order of LayerRecursionEntry.
 using RecursionEntry = std::tuple<int, int64_t, double, double, double, double, double, double, double>;
 
-template <class T>
+template <class T, class S>
 void layer_recursion_of(std::vector<nftk::RecursionLayer> layers, uintptr_t gap, std::array<int64_t, 2> gap_strides,
                         std::array<int64_t, 2> sizes, uintptr_t rows1, uintptr_t rows2, uintptr_t out,
                         std::array<int64_t, 3> out_strides, uintptr_t weights, int64_t outputs, bool tangent,
                         bool symmetric, int threads, nftk::VectorWidth width) {
-  nftk::LayerRecursion<T> call{};
+  nftk::LayerRecursion<T, S> call{};
   call.layers = std::move(layers);
-  call.gap = reinterpret_cast<const T*>(gap), call.gap_stride = gap_strides[0];
+  call.gap = reinterpret_cast<const S*>(gap), call.gap_stride = gap_strides[0];
   call.n1 = sizes[0], call.n2 = sizes[1];
   call.rows1 = reinterpret_cast<const T*>(rows1), call.rows2 = reinterpret_cast<const T*>(rows2);
-  call.out = reinterpret_cast<T*>(out), call.out_stride = out_strides[0], call.out_row = out_strides[1];
+  call.out = reinterpret_cast<S*>(out), call.out_stride = out_strides[0], call.out_row = out_strides[1];
   call.weights = reinterpret_cast<const double*>(weights), call.outputs = outputs;
   call.tangent = tangent, call.symmetric = symmetric, call.threads = threads;
   const py::gil_scoped_release release;
@@ -65,7 +65,7 @@ void layer_recursion_of(std::vector<nftk::RecursionLayer> layers, uintptr_t gap,
 void layer_recursion(const std::vector<RecursionEntry>& entries, uintptr_t gap, std::array<int64_t, 2> gap_strides,
                      std::array<int64_t, 2> sizes, uintptr_t rows1, uintptr_t rows2, uintptr_t out,
                      std::array<int64_t, 3> out_strides, uintptr_t weights, int64_t outputs, bool tangent,
-                     bool symmetric, const std::string& number, int threads, const std::string& vectors) {
+                     bool symmetric, const std::string& number, bool wide, int threads, const std::string& vectors) {
   std::vector<nftk::RecursionLayer> layers;
   for (const auto& [kind, order, slope, w, b, own_weight, own_bias, r, own_readout] : entries) {
     check(0 <= kind && kind <= static_cast<int>(nftk::RecursionKind::series), "layer_recursion: kind is unknown");
@@ -79,10 +79,10 @@ void layer_recursion(const std::vector<RecursionEntry>& entries, uintptr_t gap, 
         "layer_recursion: columns must lie next to each other");
   check(!symmetric || sizes[0] == sizes[1], "layer_recursion: symmetric must go with as many rows as columns");
   const nftk::VectorWidth width = vector_width(vectors);
-  const auto run = number == "float32"   ? layer_recursion_of<float>
-                   : number == "float64" ? layer_recursion_of<double>
-                                         : nullptr;
-  check(run != nullptr, "layer_recursion: number must be float32 or float64");
+  check(number == "float32" || number == "float64", "layer_recursion: number must be float32 or float64");
+  const auto run = number == "float64" ? layer_recursion_of<double, double>
+                   : wide              ? layer_recursion_of<double, float>
+                                       : layer_recursion_of<float, float>;
   run(std::move(layers), gap, gap_strides, sizes, rows1, rows2, out, out_strides, weights, outputs, tangent, symmetric,
       threads, width);
 }
@@ -201,7 +201,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("build_info", &build_info);
   m.def("layer_recursion", &layer_recursion, arg("layers"), py::kw_only(), arg("gap"), arg("gap_strides"), arg("sizes"),
         arg("rows1"), arg("rows2"), arg("out"), arg("out_strides"), arg("weights"), arg("outputs"), arg("tangent"),
-        arg("symmetric"), arg("number"), arg("threads"), arg("vectors") = "auto");
+        arg("symmetric"), arg("number"), arg("wide"), arg("threads"), arg("vectors") = "auto");
   m.def("gaps_from_gram", &gaps_from_gram, py::kw_only(), arg("gram"), arg("stride"), arg("sizes"), arg("u1"), arg("u2"),
         arg("near"), arg("upper"), arg("number"), arg("threads"));
   m.def("transpose", &transpose, py::kw_only(), arg("out"), arg("out_stride"), arg("x"), arg("x_stride"), arg("sizes"),

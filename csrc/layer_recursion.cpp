@@ -144,9 +144,11 @@ template <class T, int bytes> struct Loops {
   struct Exp {
     V minus1, exp;
   };
-  // exp(x) - 1 = 2^k (exp(r) - 1) + (2^k - 1) and exp(x), x <= 0, |r| <= ln(2) / 2; a few roundings, relative.
+  // exp(x) - 1 = 2^k (exp(r) - 1) + (2^k - 1) and exp(x), x <= 0, |r| <= ln(2) / 2; a few roundings, relative. What would
+  // not be a normal number is 0.
   static NFTK_INLINE inline Exp exp_of(V x) {
-    x = x < F::lowest ? all(F::lowest) : x;
+    const M none = x < F::lowest;
+    x = none ? all(F::lowest) : x;
     const V shifted = x * F::log2e + F::magic, k = shifted - F::magic;
     const V r = (x - k * F::ln2_high) - k * F::ln2_low;
     // the low bits of `shifted` are k
@@ -154,7 +156,7 @@ template <class T, int bytes> struct Loops {
     V sum = all(1);
     for (int n = F::exp_terms; n >= 2; --n) sum = 1 + sum * r * T(1.0 / n);
     const V p = sum * r;
-    return {power * p + (power - 1), power * p + power};
+    return {power * p + (power - 1), none ? V{} : power * p + power};
   }
 
   // Gap of the pre-activations: weights, then a bias shared by all.
@@ -299,27 +301,28 @@ template <class T> struct Workspace {
 };
 
 // A matrix of a finished tile: into its place, and into the mirrored one.
-template <class T>
-NFTK_INLINE inline void write(const LayerRecursion<T>& call, const T (*values)[tile], T* out, int64_t top, int64_t left,
-                              int64_t rows, int64_t cols) {
+template <class T, class S>
+NFTK_INLINE inline void write(const LayerRecursion<T, S>& call, const T (*values)[tile], S* out, int64_t top,
+                              int64_t left, int64_t rows, int64_t cols) {
   for (int64_t r = 0; r < rows; ++r) {
     // in a tile on the diagonal the upper triangle is written to both sides
     const int64_t first = call.symmetric && top == left ? r : 0;
-    std::memcpy(out + (top + r) * call.out_row + left + first, values[r] + first, (cols - first) * sizeof(T));
+    std::copy(values[r] + first, values[r] + cols, out + (top + r) * call.out_row + left + first);
   }
   if (!call.symmetric) return;
   for (int64_t c = 0; c < cols; ++c) {
-    T* __restrict target = out + (left + c) * call.out_row + top;
+    S* __restrict target = out + (left + c) * call.out_row + top;
     const int64_t last = top == left ? c : rows;
-    for (int64_t r = 0; r < last; ++r) target[r] = values[r][c];
+    for (int64_t r = 0; r < last; ++r) target[r] = S(values[r][c]);
   }
 }
 
-template <class T, int bytes>
-NFTK_INLINE inline void one_tile(const LayerRecursion<T>& call, Workspace<T>& w, int64_t top, int64_t left) {
+template <class T, int bytes, class S>
+NFTK_INLINE inline void one_tile(const LayerRecursion<T, S>& call, Workspace<T>& w, int64_t top, int64_t left) {
   const int64_t rows = std::min(tile, call.n1 - top), cols = std::min(tile, call.n2 - left);
   for (int64_t r = 0; r < rows; ++r) {
-    std::memcpy(w.gap[r], call.gap + (top + r) * call.gap_stride + left, cols * sizeof(T));
+    const S* gaps = call.gap + (top + r) * call.gap_stride + left;
+    std::copy(gaps, gaps + cols, w.gap[r]);
     if (call.symmetric && top == left) w.gap[r][r] = w.gap[r][r] < T(0.5) ? T(0) : w.gap[r][r];
     const T rho1 = call.rows1[top + r];
     for (int64_t c = 0; c < cols; ++c) {
@@ -397,10 +400,10 @@ template <class Work> void in_threads(int64_t threads, const Work& work) {
   for (std::thread& other : others) other.join();
 }
 
-template <class T> void layer_recursion(const LayerRecursion<T>& call, VectorWidth width) {
+template <class T, class S> void layer_recursion(const LayerRecursion<T, S>& call, VectorWidth width) {
   const int64_t down = (call.n1 + tile - 1) / tile, across = (call.n2 + tile - 1) / tile;
   const int64_t matrices = call.weights ? call.outputs : static_cast<int64_t>(call.layers.size());
-  ask_for_large_pages(call.out, ((matrices - 1) * call.out_stride + (call.n1 - 1) * call.out_row + call.n2) * sizeof(T));
+  ask_for_large_pages(call.out, ((matrices - 1) * call.out_stride + (call.n1 - 1) * call.out_row + call.n2) * sizeof(S));
   int64_t most_rows = 0;
   for (const RecursionLayer& layer : call.layers) most_rows = std::max(most_rows, recursion_rows(layer));
   std::atomic<int64_t> next{0};
@@ -479,7 +482,8 @@ template <class T> void gaps_from_gram(const GapsFromGram<T>& call) {
 
 template void gaps_from_gram(const GapsFromGram<float>&);
 template void gaps_from_gram(const GapsFromGram<double>&);
-template void layer_recursion(const LayerRecursion<float>&, VectorWidth);
-template void layer_recursion(const LayerRecursion<double>&, VectorWidth);
+template void layer_recursion(const LayerRecursion<float, float>&, VectorWidth);
+template void layer_recursion(const LayerRecursion<double, float>&, VectorWidth);
+template void layer_recursion(const LayerRecursion<double, double>&, VectorWidth);
 
 }  // namespace nftk

@@ -1,5 +1,6 @@
 // The infinite-width recursion of all layers over the pairs of two sets of examples, on the CPU. nftk/ops/duals.py says
-// what a gap and the rows of an example are, and has the same formulas in torch's operations. T is float or double.
+// what a gap and the rows of an example are, and has the same formulas in torch's operations. T, float or double, is what
+// is computed in; S that of the gaps and the result, which float may be where T is double.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -20,13 +21,13 @@ struct RecursionLayer {
 // Numbers that an example has at such a layer.
 int64_t recursion_rows(const RecursionLayer& layer);
 
-template <class T> struct LayerRecursion {
+template <class T, class S> struct LayerRecursion {
   std::vector<RecursionLayer> layers;
-  const T* gap;  // (n1, n2); may be one of out's matrices, since each tile is read before it is written
+  const S* gap;  // (n1, n2); may be one of out's matrices, since each tile is read before it is written
   int64_t gap_stride;
   int64_t n1, n2;
   const T *rows1, *rows2;  // (rows, n1), (rows, n2), contiguous
-  T* out;                  // (layers or outputs, n1, n2)
+  S* out;                  // (layers or outputs, n1, n2)
   int64_t out_stride, out_row;
   const double* weights;  // (outputs, layers), or none for every layer's own matrix
   int64_t outputs;
@@ -35,7 +36,7 @@ template <class T> struct LayerRecursion {
   int threads;
 };
 
-template <class T> void layer_recursion(const LayerRecursion<T>& call, VectorWidth width = widest_vectors());
+template <class T, class S> void layer_recursion(const LayerRecursion<T, S>& call, VectorWidth width = widest_vectors());
 
 // A Gram matrix of directions into gaps, in place; pairs whose cosine is beyond 1 - near take theirs from the difference,
 // or the sum, of the directions u1 (n1, m) and u2 (n2, m). upper: both are one, and nothing below the diagonal counts.

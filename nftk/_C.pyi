@@ -60,11 +60,13 @@ def layer_recursion(
     tangent: bool,
     symmetric: bool,
     number: Literal["float32", "float64"],
+    wide: bool,
     threads: int,
     vectors: Literal["auto", "baseline", "avx2", "avx512"] = "auto",
 ) -> None:
     """Run csrc/layer_recursion.h's function; tensors are addresses, strides are counted in elements.
 
+    number is that of gap and out; rows1 and rows2 are of it too or, where wide, float64, and so is all work.
     weights are float64 and contiguous, (outputs, layers), or 0 for every layer's own matrix.
     """
 

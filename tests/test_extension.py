@@ -28,7 +28,7 @@ def test_wrong_counts_are_refused():
         memory = dict.fromkeys(("gap", "rows1", "rows2", "out"), numbers.data_ptr())
         rest = {
             "gap_strides": (2, 1), "sizes": (2, 2), "out_strides": (4, 2, 1), "weights": 0, "outputs": 1,
-            "tangent": True, "symmetric": False, "number": "float64", "threads": 1,
+            "tangent": True, "symmetric": False, "number": "float64", "wide": False, "threads": 1,
         }  # fmt: skip
         _C.layer_recursion(list(layers), **(memory | rest | changes))
 

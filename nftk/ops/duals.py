@@ -84,7 +84,8 @@ def _sin_rows(r: Tensor, some: Tensor, _: float) -> tuple[Tensor, Tensor]:
 
 def _gelu_rows(r: Tensor, some: Tensor, _: float) -> tuple[Tensor, Tensor]:
     length = torch.hypot(r, torch.ones_like(r))
-    tau, kappa = r / length, 1 / length
+    # of what is below 1e-18 no digit counts, and float32 has the square of that
+    tau, kappa = r / length, (1 / length).clamp_min(1e-18)
     sine = kappa * (1 + tau**2).sqrt()  # of the angle between x and itself, one dimension more each
     excess = (-torch.atan2(sine, tau**2) + tau**2 * (kappa**4 / sine + sine)) / math.pi
     root = (1 + excess).sqrt()
@@ -130,13 +131,23 @@ def _angle(size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.atan2(sine, cos), sine, cos
 
 
+def _bend(angle: Tensor, sine: Tensor, cos: Tensor) -> Tensor:
+    """Return sine - angle cos to relative precision: where it is small, angle^3 times its series in angle^2."""
+    square = angle.clamp_max(1).square()
+    total = torch.zeros_like(square)
+    # what is left out is below a rounding
+    for n in reversed(range(5 if angle.dtype is torch.float32 else 9)):
+        total = total * square + (-1) ** n * (2 * n + 2) / math.factorial(2 * n + 3)
+    return torch.where(angle < 1, total * square * angle, sine - angle * cos)
+
+
 def _leaky_relu(gap: Tensor, i: Tensor, j: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     if slope == 1:
         return gap, torch.ones_like(gap)
     below, size = gap.signbit(), gap.abs()
     angle, sine, cos = _angle(size)
     own, h = (1 + slope**2) / 2, (1 - slope) ** 2 / (2 * math.pi)
-    bent = h * (sine - angle * cos)
+    bent = h * _bend(angle, sine, cos)
     up = torch.where(below, (1 + slope) ** 2 / 2 - slope * size - bent, own * size - bent) / own
     down = ((1 - slope) ** 2 / 2 + slope * size + bent) / own
     out = torch.where(below & (bent < slope * cos), -down, up.clamp_min(0))

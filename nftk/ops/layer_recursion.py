@@ -18,6 +18,11 @@ _OP = "ops.layer_recursion"
 SUPPORTED = ("triton", "cpp", "torch")  # fastest first
 # pairs that torch's operations take at a time, so that what they leave stays in a core's cache
 _TILE = 1 << 15
+# float32 would lose near pairs: a rounding of their gap grows with depth where kernels tell near inputs apart ever
+# better (sin, tanh), and where states grow gelu turns into a relu, whose slope feels the root of it
+_IN_FLOAT64 = ("sin", "gelu", "series")
+# erf grows apart too, but so many layers at so large a weight_var leave 5e-6, and float32 takes half of the time
+_ERF_LAYERS, _ERF_WEIGHT_VAR = 10, 2.0
 
 
 class RecursionLayer(NamedTuple):
@@ -73,7 +78,8 @@ def layer_recursion(
             ``torch.func`` transforms; else ``"torch"``. A named one is used or raises.
 
     Returns:
-        ``(L, n1, n2)``, or ``(k, n1, n2)`` with weights, in gap's dtype.
+        ``(L, n1, n2)``, or ``(k, n1, n2)`` with weights, in gap's dtype. float32 is computed in float64, except by
+        ``"triton"``, where a layer is no relu, leaky_relu or erf, and beyond 10 of erf or a weight_var of 2 with it.
 
     Raises:
         ValueError: If shapes, dtypes or devices disagree, or a name is unknown.
@@ -149,11 +155,14 @@ def fill(
     tangent: bool,
     symmetric: bool,
     backend: str,
+    wide: bool = False,
 ) -> Tensor:
     """Write the kernels; gap may be out's last matrix, because each tile of it is read before it is written."""
     if gap.numel() == 0:
         return out
-    rows1, rows2 = rows1.to(gap.dtype).contiguous(), rows2.to(gap.dtype).contiguous()
+    # wide asks for float64 in all work, which "triton" has not, whatever the dtype of gap and out
+    number = torch.float64 if backend != "triton" and (wide or _wide(layers)) else gap.dtype
+    rows1, rows2 = rows1.to(number).contiguous(), rows2.to(number).contiguous()
     if backend == "cpp":
         return _fill_cpp(out, gap, rows1, rows2, layers, weights, tangent, symmetric)
     if backend == "triton":
@@ -163,12 +172,12 @@ def fill(
         return out
     n1, n2 = gap.shape
     side = max(1, _TILE // n2) if not symmetric else max(1, min(256, _TILE // n2))
-    wide = max(1, _TILE // side)
+    across = max(1, _TILE // side)
     for top in range(0, n1, side):
         rows = slice(top, min(top + side, n1))
-        for left in range(top if symmetric else 0, n2, wide):
-            cols = slice(left, min(left + wide, n2))
-            tile, i, j = gap[rows, cols].clone(), rows1[:, rows], rows2[:, cols]
+        for left in range(top if symmetric else 0, n2, across):
+            cols = slice(left, min(left + across, n2))
+            tile, i, j = gap[rows, cols].to(number, copy=True), rows1[:, rows], rows2[:, cols]
             if weights is None:
                 for target, theta in zip(out, _layers(tile, i, j, layers, tangent), strict=True):
                     target[rows, cols] = theta
@@ -183,6 +192,13 @@ def fill(
     return out
 
 
+def _wide(layers: Sequence[RecursionLayer]) -> bool:
+    """Whether float32 would lose more than it should: see _IN_FLOAT64."""
+    erf = [p.weight_var for p in layers if p.dual.kind == "erf"]
+    deep = len(erf) > _ERF_LAYERS or max(erf, default=0.0) > _ERF_WEIGHT_VAR
+    return deep or any(p.dual.kind in _IN_FLOAT64 for p in layers)
+
+
 def _new(gap: Tensor, layers: Sequence[RecursionLayer], weights: Tensor | None) -> Tensor:
     return gap.new_empty(len(layers) if weights is None else weights.shape[0], *gap.shape)
 
@@ -191,6 +207,7 @@ def _layers(
     gap: Tensor, rows1: Tensor, rows2: Tensor, layers: Sequence[RecursionLayer], tangent: bool
 ) -> Iterator[Tensor]:
     """Yield Theta_1 .. Theta_L in plain differentiable torch operations."""
+    dtype, gap = gap.dtype, gap.double() if _wide(layers) else gap
     rows1, rows2 = rows1.to(gap.dtype), rows2.to(gap.dtype)
     first, passed = 1, None
     kernel = rows1[0][:, None] * rows2[0] * duals.cosine(gap) if tangent else gap
@@ -206,9 +223,9 @@ def _layers(
         kernel = i[0][:, None] * j[0] * duals.cosine(gap)
         if tangent:
             passed = slopes * tangents
-            yield p.own_readout * kernel + p.readout_var * passed
+            yield (p.own_readout * kernel + p.readout_var * passed).to(dtype)
         else:
-            yield p.readout_var * kernel
+            yield (p.readout_var * kernel).to(dtype)
 
 
 def _formula(
@@ -246,7 +263,7 @@ def _fill_cpp(
         gap=gap.data_ptr(), gap_strides=gap.stride(), sizes=gap.shape, rows1=rows1.data_ptr(), rows2=rows2.data_ptr(),
         out=out.data_ptr(), out_strides=out.stride(), weights=0 if wide is None else wide.data_ptr(),
         outputs=out.shape[0], tangent=tangent, symmetric=symmetric,
-        number="float32" if gap.dtype is torch.float32 else "float64",
+        number="float32" if gap.dtype is torch.float32 else "float64", wide=rows1.dtype is torch.float64,
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
