@@ -1,6 +1,7 @@
 """nftk ridge: what it says, what it leaves, and what it refuses."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -107,6 +108,13 @@ def test_table_and_progress():
         (("--learn-omega", "--constraint", "nonnegative"), "--constraint must be a bounded set"),
         (("--run", "here"), "--run must go with --kernel empirical"),
         (("--kernel", "empirical", "--run", "nowhere"), "nowhere must be a run of nftk train"),
+        (("--width", "8"), "--width must go with --kernel empirical, got --kernel infinite"),
+        (("--kernel", "empirical", "--run", "r", "--width", "8"), "--width must not go with --run"),
+        (("--kernel", "empirical", "--run", "r", "--depth", "8"), "--depth must not go with --run"),
+        (("--kernel", "empirical", "--run", "r", "--activation", "erf"), "--activation must not go with --run"),
+        (("--objective", "loo"), "--objective must go with --learn-omega"),
+        (("--constraint", "simplex"), "--constraint must go with --learn-omega"),
+        (("--shared",), "--per-class or --shared must go with --learn-omega"),
         (("--data", "nothing"), "data must be digits"),
         (("--kernel", "empirical", "--activation", "step", "--limit", "100"), "activation"),
     ],
@@ -128,6 +136,48 @@ def test_nothing_is_lost_by_accident(tmp_path):
     assert call(*EMPIRICAL, "--out", tmp_path, "--overwrite", "--json").exit_code == 0
     assert (tmp_path / "mine").read_text() == "x"
     assert "got the file" in call(*EMPIRICAL, "--out", tmp_path / "mine").stderr
+
+
+def test_overwrite_goes_with_out():
+    done = call("--overwrite")
+    assert (done.exit_code, done.stderr) == (2, "nftk: --overwrite must go with --out\n")
+
+
+def test_out_is_tried_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("nftk.cli.ridge.load_data", lambda *_, **__: pytest.fail("work was begun"))
+    (tmp_path / "file").write_text("x")
+    done = call("--out", tmp_path / "file" / "new" / "run")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("nftk: --out must be a folder that can be written to, got")
+    assert done.stderr.count("\n") == 1
+    monkeypatch.setattr("nftk.cli.ridge.load_data", lambda *_, **__: interrupt())
+    assert call("--out", tmp_path / "new" / "run").exit_code == 130
+    assert not (tmp_path / "new").exists()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_every_warning_is_said(monkeypatch):
+    """That of a series' tail is no KernelWarning."""
+    monkeypatch.setattr(sys.modules["nftk.tangent.infinite_ntk"], "_TAIL", 0.0)
+    done = call("--depth", 2, "--limit", 100, "--activation", "tanh")
+    assert done.exit_code == 0, done.stderr
+    sentences = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert len(sentences) == len(set(sentences))
+    assert sum("nftk: warning: infinite_ntk: a series of order 64 leaves out" in line for line in sentences) >= 1
+    told = json.loads(call("--depth", 2, "--limit", 100, "--activation", "tanh", "--json").stdout)
+    assert any("a series of order 64" in sentence for sentence in told["warnings"])
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch):
+    monkeypatch.setattr("nftk.tangent.infinite_ntk", interrupt)
+    done = call("--depth", 2, "--limit", 100)
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == (
+        "nftk: interrupted; nothing is saved before the end, the same command starts from the beginning"
+    )
 
 
 def test_what_does_not_fit_is_said_first(monkeypatch):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -203,6 +203,7 @@ def kernel(
 
 @app.command()
 def ridge(
+    context: typer.Context,
     data: Annotated[str | None, typer.Option(help="As for train; default digits, or those of --run.")] = None,
     data_dir: DataDir = None,
     kernel: Annotated[str, typer.Option(help="infinite (the limit of wide networks) or empirical.")] = "infinite",
@@ -254,6 +255,7 @@ def ridge(
         out=out,
         overwrite=overwrite,
         quiet=as_json,
+        given=frozenset(_written(context)),
     )
     result = _guarded(lambda: ridging.ridge(request))
     if not as_json:
@@ -294,11 +296,18 @@ def _stop(sentence: str, code: int) -> NoReturn:
 
 
 def _only(context: typer.Context, allowed: set[str]) -> None:
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in allowed and source is not None and source.name == "COMMANDLINE":
+    for name in _written(context):
+        if name not in allowed:
             option = "--" + name.replace("_", "-")
             raise SettingsError(f"nftk: {option} must not go with --resume, which takes the settings of the run")
+
+
+def _written(context: typer.Context) -> Iterator[str]:
+    """Names of the parameters that the user wrote."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            yield name
 
 
 def _report(result: dict[str, Any], as_json: bool, title: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from nftk._files import replacing, write_text
 from nftk._optional import require
 from nftk.cli.runs import load_run
 from nftk.cli.settings import SettingsError
+from nftk.cli.train import InterruptedRun
 from nftk.data import DataSplit, Standardizer, load_data
 from nftk.regression.kernel_estimator import KernelEstimator
 from nftk.tangent import LayerKernels, alignment, effective_rank
@@ -54,6 +56,7 @@ class Request:
     out: Path | None
     overwrite: bool
     quiet: bool
+    given: frozenset[str]  # which of them the user wrote
 
 
 @dataclasses.dataclass
@@ -94,17 +97,25 @@ def ridge(request: Request) -> dict[str, Any]:
     problem = _problem(request)
     _check_memory(problem, decomposes=isinstance(value, str))
     started = time.monotonic()
+    said: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", nftk.regression.KernelWarning)
-        _say(request, f"kernels of {problem.layers} layers, {len(problem.x)} training examples")
-        k = problem.kernels(problem.x, None, "training kernel")
-        result, omega = _fit(problem, k, value)
+        for category in (UserWarning, RuntimeWarning):
+            warnings.simplefilter("always", category)
+        try:
+            _say(request, f"kernels of {problem.layers} layers, {len(problem.x)} training examples")
+            k = problem.kernels(problem.x, None, "training kernel")
+            result, omega = _fit(problem, k, value)
+        except KeyboardInterrupt:
+            raise InterruptedRun(
+                "nftk: interrupted; nothing is saved before the end, the same command starts from the beginning"
+            ) from None
+        finally:
+            said += dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
+            for sentence in said if not request.quiet else ():
+                print(f"nftk: warning: {sentence.removeprefix('nftk.')}", file=sys.stderr)
     result["seconds"] = time.monotonic() - started
-    said = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, nftk.regression.KernelWarning)))
     if said:
         result["warnings"] = said
-        for sentence in said if not request.quiet else ():
-            print(f"nftk: warning: {sentence.removeprefix('nftk.')}", file=sys.stderr)
     if request.out is not None:
         request.out.mkdir(parents=True, exist_ok=True)
         for name in FILES:
@@ -213,6 +224,7 @@ def _check(request: Request) -> float | str:
         raise SettingsError(f"nftk: --seed must be at least 0 and below 2**63, got {request.seed}")
     if request.run is not None and request.kernel != "empirical":
         raise SettingsError(f"nftk: --run must go with --kernel empirical, got --kernel {request.kernel}")
+    _check_given(request)
     if request.constraint == "nonnegative" and request.objective == "regularized" and request.learn_omega:
         raise SettingsError(
             "nftk: --constraint must be a bounded set for --objective regularized, got nonnegative: larger weights "
@@ -228,6 +240,7 @@ def _check(request: Request) -> float | str:
             )
         if request.learn_omega:
             require("matplotlib", purpose="drawing omega.png", extra="app")
+        _try(request.out)
     if request.ridge in ("loo", "gcv"):
         return request.ridge
     try:
@@ -237,6 +250,42 @@ def _check(request: Request) -> float | str:
     if not 0 < ridge < float("inf"):
         raise SettingsError(f"nftk: --ridge must be a number above 0, loo or gcv, got {request.ridge!r}")
     return ridge
+
+
+def _check_given(request: Request) -> None:
+    """Refuse what would change nothing."""
+    trained = request.run is not None
+    for name, goes, rule in (
+        ("width", request.kernel == "empirical", f"go with --kernel empirical, got --kernel {request.kernel}"),
+        ("width", not trained, "not go with --run, whose network has its own"),
+        ("depth", not trained, "not go with --run, whose network has its own"),
+        ("activation", not trained, "not go with --run, whose network has its own"),
+        ("objective", request.learn_omega, "go with --learn-omega"),
+        ("constraint", request.learn_omega, "go with --learn-omega"),
+        ("per_class", request.learn_omega, "go with --learn-omega"),
+        ("overwrite", request.out is not None, "go with --out"),
+    ):
+        if name in request.given and not goes:
+            option = "--per-class or --shared" if name == "per_class" else f"--{name}"
+            raise SettingsError(f"nftk: {option} must {rule}")
+
+
+def _try(out: Path) -> None:
+    """Make a file in the folder, before the work that it is for, and leave nothing."""
+    missing: list[Path] = []
+    try:
+        missing += [folder for folder in (out, *out.parents) if not folder.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"nftk: --out must be a folder that can be written to, got {out}: {error.strerror}"
+        ) from None
+    finally:
+        for folder in missing:
+            if folder.is_dir():
+                folder.rmdir()
 
 
 def _problem(request: Request) -> Problem:
