@@ -98,6 +98,65 @@ def test_near_pairs_in_float32(backend):
     assert theirs > 5e-5
 
 
+def near_and_opposite():
+    """Distances from 1e-7 to 0.1 of one example, and some of the opposite ones; norms alike and apart."""
+    base = torch.randn(1, 30, dtype=torch.float64)
+    x = (base + torch.logspace(-7, -1, 20, dtype=torch.float64)[:, None] * torch.randn(20, 30)).float()
+    return torch.cat([x, -x[::5], torch.randn(6, 30), torch.randn(4, 30) * torch.logspace(-2, 2, 4)[:, None]])
+
+
+def to_own(found, truth):
+    """Largest error, over the roots of what the two examples have with themselves."""
+    own = truth.diagonal(dim1=1, dim2=2).sqrt()
+    return ((found.double() - truth).abs() / (own[:, :, None] * own[:, None])).max().item()
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize(
+    ("activation", "weight_var", "depth"),
+    [
+        ("relu", 2.0, 100), ("relu", 3.0, 100), ("gelu", 2.0, 100), ("gelu", 3.0, 50), ("gelu", 3.0, 100),
+        ("erf", 2.0, 10), ("erf", 2.0, 11), ("erf", 3.0, 10), ("erf", 2.0, 100), ("erf", 1.0, 100), ("sin", 2.0, 100),
+        ("sin", 3.0, 40), ("tanh", 2.0, 20),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*a series of order")
+def test_float32_is_within_what_is_promised(activation, weight_var, depth, backend):
+    """Every depth up to a hundred, near pairs and opposite ones: within 1e-5."""
+    x, keywords = near_and_opposite(), {"depth": depth, "activation": activation, "weight_var": weight_var}
+    truth = nftk.infinite_ntk(x.double(), backend="torch", **keywords).blocks
+    found = nftk.infinite_ntk(x, backend=backend, **keywords).blocks
+    assert to_own(found, truth) < 1e-5
+    weights = torch.rand(2, depth)
+    summed = torch.einsum("kl,lxy->kxy", weights.double(), truth)
+    assert to_own(nftk.infinite_ntk(x, weights=weights, backend=backend, **keywords).blocks, summed) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e17, 1e20, 1e25, 1e30])
+@pytest.mark.parametrize("backend", ["auto", "torch", "differentiable"])
+def test_inputs_whose_squares_float32_does_not_hold(backend, scale):
+    """A kernel of erf grows as the norm of its inputs, so that it is far from float32's end."""
+    x = (torch.randn(6, 5) * scale).float()
+    keywords = {"depth": 3, "activation": "erf"}
+    truth = nftk.infinite_ntk(x.double(), backend="torch", **keywords).blocks
+    chosen = {"differentiable": True} if backend == "differentiable" else {"backend": backend}
+    found = nftk.infinite_ntk(x, **chosen, **keywords).blocks
+    assert found.dtype is torch.float32
+    assert to_own(found, truth) < 1e-5
+    with pytest.raises((NotImplementedError, RuntimeError), match="'triton'"):
+        nftk.infinite_ntk(x, backend="triton", **keywords)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_sine_of_huge_variance_has_no_kernel_with_others(backend, dtype):
+    """exp(-r^2) is 0 there, times whatever."""
+    x = torch.tensor([[1e3, 0, 0], [6e3, 8e3, 0], [1e5, 1e5, -1e5]], dtype=dtype)
+    found = nftk.infinite_ntk(x, depth=1, activation="sin", weight_var=1e8, backend=backend).blocks[0]
+    assert torch.equal(found - found.diag().diag(), torch.zeros_like(found))
+    assert (found.diag() > 1e13).all()
+
+
 def test_symmetric_is_exact_and_rectangular_agrees():
     x = torch.randn(150, 7)
     k = nftk.infinite_ntk(x, depth=3)
@@ -140,6 +199,84 @@ def test_activations_by_layer_and_slopes():
     )
 
 
+def test_the_tail_of_a_series_is_told_of():
+    """Of whichever set of examples has the larger, and where the graph is kept too; once."""
+    small, large = torch.full((1, 2), 0.1, dtype=torch.float64), torch.full((1, 2), 30.0, dtype=torch.float64)
+    keywords = {"depth": 1, "activation": "tanh"}
+    assert series_error(small, **keywords) < 1e-3 < series_error(large, **keywords)
+    for pair in ((small, large), (large, small), (large,)):
+        for rest in ({}, {"differentiable": True}):
+            with pytest.warns(UserWarning, match="a series of order 64 leaves out up to") as told:
+                nftk.infinite_ntk(*pair, **keywords, **rest)
+            assert len(told) == 1
+            assert told[0].filename == __file__
+    for rest in ({}, {"differentiable": True}):
+        nftk.infinite_ntk(small, **keywords, **rest)
+
+
+def test_biases_by_layer():
+    """A layer without a bias has neither its term nor its parameter."""
+    x = torch.randn(4, 6, dtype=torch.float64)
+    model = nftk.NFTKMLP(6, [600, 400], 4, parameterization="standard", dtype=torch.float64)
+    model.hidden[1].bias = None
+    arguments = arguments_for(model)
+    assert arguments["bias"] == (True, False)
+    found = nftk.infinite_ntk(x, **arguments).blocks
+    neither, both = (nftk.infinite_ntk(x, **(arguments | {"bias": bias})).blocks for bias in (False, True))
+    torch.testing.assert_close(found[0], both[0])
+    assert (found[1] > neither[1]).all()
+    assert (found[1] < both[1]).all()
+    truth = nftk.empirical_ntk(model, x, reduction="trace").blocks / 4
+    # the last layer's bias alone is 0.5 to 1 of 240
+    assert ((found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)).max() < 0.15
+
+
+def test_variances_as_arrays():
+    x = torch.randn(3, 2)
+    wanted = nftk.infinite_ntk(x, depth=2, weight_var=[1.5, 2.5], bias_var=0.5).blocks
+    for make in (np.array, torch.tensor, tuple):
+        assert torch.equal(nftk.infinite_ntk(x, depth=2, weight_var=make([1.5, 2.5]), bias_var=0.5).blocks, wanted)
+    found = nftk.infinite_ntk(x, depth=2, weight_var=np.array([1.5, 2.5]), bias_var=np.float32(0.5)).blocks
+    assert torch.equal(found, wanted)
+    found = nftk.infinite_ntk(x, depth=2, weight_var=[1.5, 2.5], bias_var=np.array(0.5)).blocks
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("activation", "text"),
+    [
+        (nn.Softmax(dim=-1), r"must be elementwise on float64 tensors, got Softmax\(dim=-1\), which makes of a number"),
+        (nn.Softmax(dim=0), "which makes of a number what its neighbours"),
+        (lambda u: u.cumsum(0), "which makes of a number what its neighbours"),
+        (nn.Dropout(0.5), "what its neighbours or chance say"),
+        (nn.GLU(), r"which makes a torch.float64 \[2, 2\] of a \[2, 4\] tensor"),
+        (lambda u: 1.0, r"which makes float of a \[2, 4\] tensor"),
+        (nn.Linear(4, 4), r"got Linear\(in_features=4, out_features=4, bias=True\): "),
+        (nn.Linear(4, 4).double(), "got Linear"),
+        (nn.Sequential(nn.ReLU(), nn.Softmax(dim=-1)), "got Sequential"),
+        (nn.PReLU(), r"got PReLU\(num_parameters=1\): "),
+        (torch.log, "activation must be finite on all that comes to it"),
+        (lambda u: torch.where(u.abs() > 9, torch.nan, u), "activation must be finite on all that comes to it"),
+    ],
+)
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_what_is_no_activation_is_refused(activation, text, differentiable):
+    with pytest.raises(ValueError, match=text) as refused:
+        nftk.infinite_ntk(torch.ones(2, 3), depth=2, activation=activation, differentiable=differentiable)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=text):
+        series_error(torch.ones(2, 3), depth=2, activation=activation)
+
+
+def test_parameters_of_an_activation_may_be_float64():
+    x = torch.randn(3, 2, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="a series"):
+        found = nftk.infinite_ntk(x, depth=1, activation=nn.PReLU(init=0.2).double()).blocks
+    torch.testing.assert_close(
+        found, nftk.infinite_ntk(x, depth=1, activation=nn.LeakyReLU(0.2)).blocks, rtol=0, atol=0.02
+    )
+
+
 def test_differentiable():
     x1, x2 = torch.randn(3, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
 
@@ -157,7 +294,8 @@ def test_arguments_for():
     standard = arguments_for(nftk.NFTKMLP(6, [10, 30], 5, activation="tanh", bias=False))
     assert standard == {
         "depth": 2, "activation": ["tanh", "tanh"], "weight_var": (0.75, 0.5), "bias_var": 0.0,
-        "readout_var": (20 / 15, 60 / 35), "parameterization": "standard", "widths": (10, 30), "bias": False,
+        "readout_var": (20 / 15, 60 / 35), "parameterization": "standard", "widths": (10, 30),
+        "bias": (False, False),
     }  # fmt: skip
     ntk = arguments_for(nftk.NFTKMLP(6, [10] * 2, 5, parameterization="ntk", bias=False, bias_var=0.5))
     assert ntk["bias_var"] == (0.0, 0.0)
@@ -269,6 +407,15 @@ def test_errors():
     refused(ValueError, "widths must be given with parameterization='standard'", parameterization="standard")
     refused(ValueError, "widths must be given with parameterization='standard', and only there", widths=[3, 3])
     refused(ValueError, "widths must have 2 entries", parameterization="standard", widths=[3])
+    refused(TypeError, "widths must be a list with an entry a layer, got int", parameterization="standard", widths=5)
+    refused(TypeError, "widths must be a list with an entry a layer, got str", parameterization="standard", widths="55")
+    refused(ValueError, "bias_var must be 0 where bias is False, got 0.3", bias=False, bias_var=0.3)
+    refused(ValueError, "bias_var must be 0 where bias is False, got 0.5", bias=[True, False], bias_var=[0.3, 0.5])
+    refused(ValueError, "bias must be True or False, or 2 of them, one a layer, got 1", bias=1)
+    refused(ValueError, "bias must be True or False, or 2 of them", bias=[True])
+    refused(TypeError, "weight_var must be a number, got 'two'", weight_var="two")
+    refused(TypeError, r"weight_var must be a number, got \[1.0, 2.0\]", weight_var=np.array([[1.0, 2.0], [1.0, 2.0]]))
+    refused(ValueError, "weight_var must be a number or 2 numbers, one a layer, got 3", weight_var=np.ones(3))
     refused(ValueError, r"weights must have shape \[2\], got \[3\]", weights=torch.ones(3))
     refused(ValueError, "weights must be finite, got NaN", weights=[math.nan, 1.0])
     refused(ValueError, "weights must have at least one row", weights=torch.ones(0, 2))

@@ -5,10 +5,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nftk._checks import check_choice, check_integer, check_number, check_same, check_shape, check_tensor
+from nftk._checks import (
+    check_choice,
+    check_integer,
+    check_list,
+    check_number,
+    check_same,
+    check_shape,
+    check_tensor,
+    is_finite,
+)
 from nftk._dispatch import resolve
 from nftk.modules import NFTKMLP
 from nftk.ops import activations
@@ -24,6 +34,8 @@ Phi = str | Callable[[Tensor], Tensor]
 Numbers = float | Sequence[float]
 # share of a kernel that a series may leave out unsaid
 _TAIL = 1e-3
+# beyond it a kernel of the inputs may be more than float32 holds, even where the next layer's is not
+_LARGEST = 1e30
 
 
 def infinite_ntk(
@@ -37,7 +49,7 @@ def infinite_ntk(
     readout_var: Numbers = 1.0,
     parameterization: Literal["ntk", "standard"] = "ntk",
     widths: Sequence[int] | None = None,
-    bias: bool = True,
+    bias: bool | Sequence[bool] = True,
     weights: Tensor | Sequence[float] | None = None,
     get: Literal["ntk", "nngp"] = "ntk",
     order: int = 64,
@@ -61,7 +73,7 @@ def infinite_ntk(
         x1: First inputs, ``(n1, m)``, float32 or float64.
         x2: Second inputs, ``(n2, m)``. None: the first; half of the work, and the result is exactly symmetric.
         depth: L, hidden layers.
-        activation: phi, or L of them. In closed form: relu, leaky_relu, erf, identity, sin, gelu, and
+        activation: phi, or L of them, elementwise. In closed form: relu, leaky_relu, erf, identity, sin, gelu, and
             ``torch.nn.LeakyReLU(slope)`` with any slope. Others (tanh, silu, elu, callables on tensors): a Hermite
             series with ``order`` terms, whose coefficients are integrals in one dimension; see ``order``.
         weight_var: s_l^2: entries of W_l have variance s_l^2 / n_{l-1}. A number or one a layer; above 0.
@@ -69,7 +81,8 @@ def infinite_ntk(
         readout_var: r_l^2: entries of V_l have variance r_l^2 / n_l. A number or one a layer; above 0.
         parameterization: ``"ntk"`` or ``"standard"``.
         widths: n_1 .. n_L, for "standard" alone.
-        bias: Whether there are biases in "standard", where they count even if they start at 0.
+        bias: Whether there are biases, one or one a layer: in "standard" they count even if they start at 0. Where
+            there are none, bias_var is 0.
         weights: ``(L,)`` or ``(k, L)``: only the k weighted sums of the layers are formed, and no layer is stored. As
             they stand: give omega squared for the kernel of f.
         get: ``"ntk"``: Theta. ``"nngp"``: the covariances r_l^2 Lambda_l of the readouts.
@@ -83,13 +96,16 @@ def infinite_ntk(
 
     Returns:
         Kernels with reduction "scalar", in the inputs' dtype; L of them, or k with weights. float32 is within 1e-5 of
-        the truth, near pairs included, because their angles come from differences of the inputs; a hundred layers of
-        relu or gelu lose no more. Where a kernel tells near inputs apart ever better with depth (erf, sin and tanh at
-        weight_var 2) roundings of near pairs grow as the kernel does, at depth 20 to 1e-5 of its largest entry; equal
-        and opposite examples stay exact.
+        the truth, relative to the roots of what the two examples have with themselves, near pairs included: their
+        angles come from differences of the inputs, and what would lose them is computed in float64, see
+        :func:`nftk.ops.layer_recursion`. So it is up to a hundred layers, unless near inputs come apart by so much that
+        float64 loses them too: 3e-3 at a hundred layers of erf or sin and weight_var 3. ``"triton"`` works in float32
+        alone: near pairs lose 4e-5 in 20 layers and 1e-2 in 50 of erf or sin at weight_var 2, 1e-5 and 3e-3 of gelu at
+        weight_var 3; equal and opposite examples stay exact but with gelu.
 
     Raises:
-        ValueError: If inputs do not fit or are not finite, or settings do not go together.
+        ValueError: If inputs do not fit or are not finite, settings do not go together, or an activation is not
+            elementwise or not finite.
         TypeError: If an input is no float32 or float64 tensor, or an activation neither a name nor callable.
         NotImplementedError: If ``backend`` has no code for this.
         RuntimeError: If ``backend`` cannot run here.
@@ -119,50 +135,59 @@ def infinite_ntk(
     )
     check_choice(_OP, "get", get, ("ntk", "nngp"))
     factors, names = _weights(weights, len(layers), x1)
+    with torch.no_grad():
+        plain1, plain2 = x1.detach(), None if x2 is None else x2.detach()
+        first = directions(plain1)
+        second = None if plain2 is None else directions(plain2)
+        root = math.sqrt(max(x1.shape[1], 1))
+        rows1, tail1 = _rows(first[1] / root, layers)
+        rows2, tail2 = (rows1, tail1) if second is None else _rows(second[1] / root, layers)
+    wide = x1.dtype is torch.float32 and _beyond_float32(rows1, rows2, layers)
     lacks = {name: lacking(name, x1, layers, backend) for name in ("triton", "cpp")}
+    if wide:
+        lacks["triton"] = lacks["triton"] or "inputs so large that float32 does not hold their squares"
     chosen = resolve(_OP, backend, SUPPORTED, str(x1.device), lacks)
+    _warn(max(tail1, tail2), layers)
     if differentiable:
         if out is not None or (backend != "auto" and chosen != "torch"):
             raise ValueError(
                 f"nftk.{_OP}: differentiable must go without out and with backend 'torch', got {backend!r}"
             )
-        root = math.sqrt(max(x1.shape[1], 1))
         norms = [None if x is None else directions(x)[1] / root for x in (x1, x2)]
         assert norms[0] is not None
         gap = cosine_gap(x1, x2)
+        gap = gap.double() if wide else gap
         blocks = layer_recursion(gap, norms[0], norms[1], layers=layers, weights=factors, get=get, backend="torch")
-        return LayerKernels(blocks, names, "scalar", symmetric=x2 is None)
+        return LayerKernels(blocks.to(x1.dtype), names, "scalar", symmetric=x2 is None)
     with torch.no_grad():
-        blocks = _compute(
-            x1.detach(), None if x2 is None else x2.detach(), layers, factors, get, out, chosen, len(names)
-        )
+        shape = (len(names), len(x1), len(rows2.mT))
+        blocks = x1.new_empty(shape) if out is None else _given(out, shape, x1)
+        gap = _gaps(blocks, first[0], None if second is None else second[0])
+        fill(blocks, gap, rows1, rows2, layers, factors, get == "ntk", x2 is None, chosen, wide)
     return LayerKernels(blocks, names, "scalar", symmetric=x2 is None)
 
 
-def _compute(
-    x1: Tensor,
-    x2: Tensor | None,
-    layers: list[RecursionLayer],
-    weights: Tensor | None,
-    get: str,
-    out: Any,
-    backend: str,
-    count: int,
-) -> Tensor:
-    shape = (count, len(x1), len(x1 if x2 is None else x2))
-    blocks = x1.new_empty(shape) if out is None else _given(out, shape, x1)
-    root = math.sqrt(max(x1.shape[1], 1))
-    u1, norms1 = directions(x1)
-    u2, norms2 = (u1, norms1) if x2 is None else directions(x2)
-    # the angles go where the last kernel will be, so that nothing of this size is held beside the result
-    gap = blocks[-1] if count else x1.new_empty(shape[1:])
-    with precisions.full_precision(x1):
-        torch.mm(u1.to(x1.dtype), u2.to(x1.dtype).mT, out=gap)
-    from_gram(gap, u1, u2, upper=x2 is None)
-    rows1, tail = rows_of(norms1 / root, layers)
-    rows2, tail2 = (rows1, tail) if x2 is None else rows_of(norms2 / root, layers)
-    _warn(max(tail, tail2), layers)
-    return fill(blocks, gap, rows1, rows2, layers, weights, get == "ntk", x2 is None, backend)
+def _gaps(blocks: Tensor, u1: Tensor, u2: Tensor | None) -> Tensor:
+    """Gaps of directions, in the memory of the last kernel, so that nothing of this size is held beside the result."""
+    gap, dtype, upper = blocks[-1], blocks.dtype, u2 is None
+    other = u1 if u2 is None else u2
+    with precisions.full_precision(gap):
+        torch.mm(u1.to(dtype), other.to(dtype).mT, out=gap)
+    return from_gram(gap, u1, other, upper=upper)
+
+
+def _rows(norms: Tensor, layers: list[RecursionLayer]) -> tuple[Tensor, float]:
+    """Numbers of every example, see nftk/ops/duals.py, and what a series leaves out of a kernel."""
+    rows, tail = rows_of(norms, layers)
+    if any(p.dual.kind == "series" for p in layers) and not is_finite(rows):
+        raise ValueError(f"nftk.{_OP}: activation must be finite on all that comes to it, got NaN or infinity")
+    return rows, tail
+
+
+def _beyond_float32(rows1: Tensor, rows2: Tensor, layers: list[RecursionLayer]) -> bool:
+    norms = torch.cat([rows1[0], rows2[0]])
+    largest = float(norms.max()) if len(norms) else 0.0
+    return largest**2 * max(max(p.weight_var, p.own_weight, 1.0) for p in layers) > _LARGEST
 
 
 def _warn(tail: float, layers: list[RecursionLayer]) -> None:
@@ -170,7 +195,7 @@ def _warn(tail: float, layers: list[RecursionLayer]) -> None:
         order = max(p.dual.order for p in layers)
         warnings.warn(
             f"nftk.{_OP}: a series of order {order} leaves out up to {tail:.1e} of a kernel; more terms leave less",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
@@ -196,7 +221,7 @@ def series_error(x: Tensor, **arguments: Any) -> float:
         "widths": None, "bias": True, "order": 64,
     }  # fmt: skip
     layers = _layers(x.shape[1], **(usual | arguments))
-    return rows_of(directions(x)[1] / math.sqrt(max(x.shape[1], 1)), layers)[1]
+    return _rows(directions(x)[1] / math.sqrt(max(x.shape[1], 1)), layers)[1]
 
 
 def arguments_for(model: NFTKMLP) -> dict[str, Any]:
@@ -240,7 +265,7 @@ def arguments_for(model: NFTKMLP) -> dict[str, Any]:
         "readout_var": tuple(2 * n / (n + d) for n in widths),
         "parameterization": "standard",
         "widths": widths,
-        "bias": any(biased),
+        "bias": tuple(biased),
     }
 
 
@@ -253,7 +278,7 @@ def _layers(
     readout_var: Numbers,
     parameterization: str,
     widths: Any,
-    bias: bool,
+    bias: Any,
     order: int,
 ) -> list[RecursionLayer]:
     depth = check_integer(_OP, "depth", depth, 1)
@@ -272,12 +297,19 @@ def _layers(
     b = _per_layer("bias_var", bias_var, depth)
     r = _per_layer("readout_var", readout_var, depth, above=True)
     own_weight, own_bias, own_readout = s, b, r
+    biased = list(bias) if isinstance(bias, Sequence) and not isinstance(bias, str) else [bias] * depth
+    if len(biased) != depth or not all(isinstance(some, bool) for some in biased):
+        raise ValueError(f"nftk.{_OP}: bias must be True or False, or {depth} of them, one a layer, got {bias!r}")
+    for some, variance in zip(biased, b, strict=True):
+        if variance and not some:
+            raise ValueError(f"nftk.{_OP}: bias_var must be 0 where bias is False, got {variance:g}")
     if widths is not None:
+        check_list(_OP, "widths", widths)
         sizes = [check_integer(_OP, "every width in widths", n, 1) for n in widths]
         if len(sizes) != depth:
             raise ValueError(f"nftk.{_OP}: widths must have {depth} entries, one a layer, got {len(sizes)}")
         own_weight, own_readout = [float(n) for n in (in_features, *sizes[:-1])], [float(n) for n in sizes]
-        own_bias = [1.0 if bias else 0.0] * depth
+        own_bias = [1.0 if some else 0.0 for some in biased]
     parts = zip([_dual(phi, order) for phi in phis], s, b, own_weight, own_bias, r, own_readout, strict=True)
     return [RecursionLayer(*part) for part in parts]
 
@@ -294,11 +326,37 @@ def _dual(phi: Any, order: int) -> Dual:
     if name in ("erf", "sin", "gelu"):
         return Dual(str(name))
     function = activations.resolve(name).function
+    if not isinstance(name, str):
+        _check_elementwise(phi, function)
     return Dual("series", 0.0, function, order)
 
 
+def _check_elementwise(phi: Any, function: Callable[[Tensor], Tensor]) -> None:
+    """Raise ValueError unless each number goes through by itself, in float64, as the integrals of a series take it."""
+    points = torch.tensor([[-3.0, -1.1, -0.4, 0.0], [0.3, 0.9, 1.7, 2.5]], dtype=torch.float64)
+    shown = " ".join(repr(phi).split())
+    rule = f"nftk.{_OP}: activation must be elementwise on float64 tensors, got {shown}"
+    values = []
+    # all at once, then one by one
+    for part in (points, *points.reshape(8, 1)):
+        try:
+            with torch.no_grad():
+                value = function(part.clone())
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{rule}: {reason}") from error
+        if not isinstance(value, Tensor) or value.shape != part.shape or not value.is_floating_point():
+            found = f"a {value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{rule}, which makes {found} of a {list(part.shape)} tensor")
+        if not is_finite(value):
+            raise ValueError(f"nftk.{_OP}: activation must be finite on all that comes to it, got {shown}")
+        values.append(value.reshape(-1))
+    if not torch.allclose(values[0], torch.cat(values[1:]), rtol=1e-6, atol=1e-12):
+        raise ValueError(f"{rule}, which makes of a number what its neighbours or chance say")
+
+
 def _per_layer(name: str, value: Any, depth: int, *, above: bool = False) -> list[float]:
-    values = value.tolist() if isinstance(value, Tensor) else value
+    values = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
     listed = isinstance(values, Sequence) and not isinstance(values, str)
     numbers = list(values) if listed else [values] * depth
     if len(numbers) != depth:
