@@ -1,5 +1,6 @@
 """MultipleKernelRidge against an independent solver, finite differences and brute force."""
 
+import itertools
 import math
 import warnings
 
@@ -239,6 +240,18 @@ def test_groupsparse_with_max_layers_converges_among_the_layers_it_keeps(data, w
             objective_of(p, row)[0] for p, row in zip(sparse_problems(k, y), allowed.project(near), strict=True)
         )
         assert value >= learned.objective_ * (1 - 1e-5)
+
+
+@pytest.mark.parametrize(("radius", "which"), [(3**0.5, "regularized"), (3**0.5, "loo"), (None, "loo")])
+def test_layers_are_kept_for_what_they_weigh_and_not_for_their_place(data, radius, which):
+    _, k, y = data
+    limit = constraints.GroupSparse(radius, max_layers=2)
+    found, turned = (nftk.MultipleKernelRidge(0.1, limit, which, max_iter=500).fit(each, y) for each in (k, k.flip(0)))
+    assert torch.equal((found.eta_ > 0).any(0), (turned.eta_.flip(1) > 0).any(0))
+    if which == "regularized":
+        pairs = [k[list(pair)] for pair in itertools.combinations(range(4), 2)]
+        best = min(nftk.MultipleKernelRidge(0.1, constraints.GroupSparse(radius)).fit(p, y).objective_ for p in pairs)
+        assert found.objective_ == pytest.approx(best, rel=1e-4)
 
 
 def test_max_layers_without_a_budget(data):

@@ -73,22 +73,26 @@ def descend(value: Value, constraint: Projection, start: Tensor, *, tolerance: f
     Args:
         value: From eta ``(d, L)`` to the objective and its gradient.
         constraint: The set.
-        start: Where to begin; projected.
+        start: Where to begin; projected. With max_layers, where to begin without that limit.
         tolerance: Of the criterion, relative to the objective.
         max_iter: Most steps.
 
     Returns:
         The best point.
     """
+    if isinstance(constraint, GroupSparse) and constraint.max_layers is not None:
+        # equal weights say nothing of which layers to keep; the weights without that limit do
+        free = NonNegative() if constraint.radius is None else GroupSparse(constraint.radius)
+        start = descend(value, free, start, tolerance=tolerance, max_iter=max_iter).eta
     eta = project(constraint, start)
     now, gradient = value(eta)
     history = [now]
     step = float(torch.linalg.vector_norm(eta) / torch.linalg.vector_norm(gradient).clamp(min=1e-300)) or 1.0
     gap = criterion(constraint, eta, gradient)
     while gap > tolerance * abs(now) and len(history) <= max_iter:
-        taken = None
+        taken, slope, staying = None, gradient, within(constraint, eta, gradient)
         while taken is None:
-            candidate = project(constraint, eta - step * gradient)
+            candidate = project(constraint, eta - step * slope)
             promised = float((gradient * (candidate - eta)).sum())
             if -promised <= SMALLEST * abs(now):
                 # nothing lower that float64 would show
@@ -98,6 +102,9 @@ def descend(value: Value, constraint: Projection, start: Tensor, *, tolerance: f
             then, gradient_then = value(candidate)
             if then <= now + ENOUGH * promised:
                 taken = candidate
+            elif slope is not staying:
+                # other layers are no better: the step need not be so short that it cannot reach them
+                slope = staying
             else:
                 step *= CUT
         if taken is None:
@@ -112,12 +119,18 @@ def descend(value: Value, constraint: Projection, start: Tensor, *, tolerance: f
     return Descent(eta, history, gap, gap <= tolerance * abs(now))
 
 
-def criterion(constraint: Projection, eta: Tensor, gradient: Tensor) -> float:
-    """How much lower, to first order, the set has anything; see :func:`descend`."""
+def within(constraint: Projection, eta: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient; where as many layers are open as may be, of these alone."""
     if isinstance(constraint, GroupSparse) and constraint.max_layers is not None:
         is_open = (eta > 0).any(0)
-        if int(is_open.sum()) >= constraint.max_layers:
-            gradient = gradient * is_open
+        if constraint.max_layers <= int(is_open.sum()) < len(is_open):
+            return gradient * is_open
+    return gradient
+
+
+def criterion(constraint: Projection, eta: Tensor, gradient: Tensor) -> float:
+    """How much lower, to first order, the set has anything; see :func:`descend`."""
+    gradient = within(constraint, eta, gradient)
     most = support(constraint, -gradient)
     if most is not None:
         return max(0.0, most + float((gradient * eta).sum()))

@@ -41,8 +41,8 @@ class MultipleKernelRidge(KernelEstimator):
         constraint: Set of **eta**: ``"simplex"``; ``"l1ball"`` (under ``"regularized"`` the same answer);
             ``"groupsparse"``, which drops layers for all classes at once; ``"nonnegative"``, for ``"loo"`` only; or an
             object of ``nftk.constraints``, or any with ``project_(eta)`` whose points are non-negative and bounded.
-            ``GroupSparse`` with ``max_layers`` is not convex: which layers are kept is where the descent led, not
-            proven best; over these the weights are.
+            ``GroupSparse`` with ``max_layers`` is not convex: the descent starts from the layers that weigh most
+            without that limit. Which it ends with is not proven best; their weights are, where the objective is convex.
         objective: ``"regularized"``: J above. ``"loo"``: the exact leave-one-out error, which is what one wants lower,
             but not convex in eta: the end is a stationary point, found from equal weights; an iteration costs some six
             times as much.
