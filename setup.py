@@ -13,6 +13,10 @@ setup(
     packages=[*find_packages(include=["nftk", "nftk.*"]), "nftk.kernels"],
     # a top-level package named kernels would collide with the one on PyPI
     package_dir={"nftk": "nftk", "nftk.kernels": "kernels"},
-    package_data={"nftk": ["py.typed", "_C.pyi"], "nftk.kernels": ["tuned/*.json"]},
+    package_data={
+        "nftk": ["py.typed", "_C.pyi"],
+        "nftk.interpret": ["report.css", "report.js"],
+        "nftk.kernels": ["tuned/*.json"],
+    },
     **build_extension.settings(),
 )

@@ -17,6 +17,7 @@ import nftk
 from nftk.cli import evaluate as evaluating
 from nftk.cli import info as informing
 from nftk.cli import kernel as kerneling
+from nftk.cli import report as reporting
 from nftk.cli import ridge as ridging
 from nftk.cli import train as training
 from nftk.cli.progress import Progress
@@ -199,6 +200,23 @@ def kernel(
         )
     )
     _report(result, as_json, f"Kernel in {out}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder that nftk train left.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default report.html in the run.")] = None,
+    data: Annotated[str | None, typer.Option(help="Other data than the run's, as for train.")] = None,
+    data_dir: DataDir = None,
+    limit: Annotated[
+        int, typer.Option(help="Compute importances on at most so many test examples, drawn with a fixed seed.")
+    ] = 2000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about a trained network: its layers, its classes, its worst errors."""
+    result = _guarded(lambda: reporting.report(run, out, data, data_dir, limit=limit, overwrite=overwrite))
+    _report(result, as_json, f"Report of {run}")
 
 
 @app.command()

@@ -34,6 +34,7 @@ FILES = (
     "baseline_history.jsonl",
     "model.safetensors",
     "omega.png",
+    "report.html",
     "summary.json",
 )
 
