@@ -17,6 +17,11 @@ READOUT, NETWORK = "tests/test_readout.py", "tests/test_network_triton.py"
 TILES, WALK, FORWARD = "kernels/_tiles.py", "kernels/_walk.py", "kernels/network.py"
 BACKWARD, WEIGHTS = "kernels/network_bwd.py", "kernels/network_weights.py"
 BOTH = f"{READOUT} {NETWORK}"
+RECURSION = " ".join(
+    f"tests/test_layer_recursion.py::test_triton{name}"
+    for name in ("_numbers_by_layer_and_opposite_inputs", "_into_the_memory_of_the_gaps", "")
+)
+RECURSIONS = "kernels/layer_recursion.py"
 
 # seconds; programs that wait for others which never start do so for ever
 LONGEST = 1800
@@ -96,6 +101,17 @@ MUTANTS = {
     "weights: splits added as they arrive": (NETWORK, WEIGHTS, "                acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)\n                bias = tl.zeros([BLOCK_M], tl.float32)\n                for s in range(splits):", "                for s in range(splits - 1):"),
     "weights: weight scale forgotten": (NETWORK, WEIGHTS, "                acc *= pick(weight_scales, layer)\n", ""),
     "weights: frozen layers' tiles still counted": (NETWORK, WEIGHTS, "next_tile += tl.where(wanted, tl.cdiv", "next_tile += tl.where(wanted | True, tl.cdiv"),
+    # the infinite-width recursion
+    "recursion: a column too many": (RECURSION, RECURSIONS, "mask_j = j < n2", "mask_j = j <= n2"),
+    "recursion: opposite directions taken for equal ones": (RECURSION, RECURSIONS, "return gap.to(tl.int32, bitcast=True) < 0", "return gap < 0"),
+    "recursion: bias counted once in the sum of opposite examples": (RECURSION, RECURSIONS, "down = mismatch + 2.0 * shared + scale", "down = mismatch + shared + scale"),
+    "recursion: tiles left of the last row's end skipped": (RECURSION, RECURSIONS, "wanted = (tl.program_id(0) + 1) * BLOCK_J >", "wanted = tl.program_id(0) * BLOCK_J >="),
+    "recursion: gaps overwritten by the first sum": (RECURSION, RECURSIONS, "    if outputs > 1:", "    if outputs > 9:"),
+    "recursion: the tangent's own bias forgotten": (RECURSION, RECURSIONS, "tl.load(p + 3) * kernel + tl.load(p + 4) +", "tl.load(p + 3) * kernel +"),
+    "recursion: the tangent's own weight taken for the variance": (RECURSION, RECURSIONS, "tl.load(p + 3) * kernel", "weight_var * kernel"),
+    "recursion: the readout's own number taken for the variance": (RECURSION, RECURSIONS, "value = tl.load(p + 6) * kernel", "value = readout_var * kernel"),
+    "recursion: slope at 0 of an example of zeros": (RECURSION, RECURSIONS, "slopes = tl.where(tl.minimum(rho1, rho2) > 0, slopes, x1 * x2)", "slopes = tl.where(rho1 > 0, slopes, x1 * x2)"),
+    "recursion: erf's arc sine beyond its polynomial": (RECURSION, RECURSIONS, "small = hat * hat < 0.5", "small = hat * hat < 0.9"),
     # the operations
     "op: gradient of the inputs never asked for": (READOUT, "nftk/ops/readout.py", "need_h, need_v = any(ctx.needs_input_grad[3:])", "need_h, need_v = any(ctx.needs_input_grad[4:])"),
     "op: f_l marked as without gradient": (READOUT, "nftk/ops/readout.py", "        if not ctx.settings[1]:\n            ctx.mark", "        if True:\n            ctx.mark"),

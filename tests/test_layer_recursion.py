@@ -316,6 +316,22 @@ def test_triton(name, symmetric, b, grid):
         assert worst(found, torch.einsum("kl,lxy->kxy", weights.double(), truth)) < 2e-6
 
 
+@pytest.mark.parametrize("get", ["ntk", "nngp"])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "erf", "gelu"])
+def test_triton_numbers_by_layer_and_opposite_inputs(name, get, grid):
+    """Every number of a layer another, as in "standard"; equal, opposite, and no inputs."""
+    x = torch.randn(4, 5)
+    x = torch.cat([x, -x, torch.zeros(1, 5)])
+    dual = ACTIVATIONS[name][0]
+    layers = [RecursionLayer(dual, 1.2, 0.0, 5.0, 0.5, 0.7, 30.0), RecursionLayer(dual, 0.8, 0.3, 30.0, 1.0, 1.1, 20.0)]
+    for used in (layers, layers[:1]):
+        truth = layer_recursion(cosine_gap(x.double()), norms_of(x), layers=used, get=get, backend="torch")
+        found = layer_recursion(cosine_gap(x), norms_of(x), layers=used, get=get, backend="triton")
+        assert worst(found, truth) < 2e-6
+        opposite = [t[:, range(4), range(4, 8)] for t in (found, truth.float())]
+        torch.testing.assert_close(*opposite, rtol=1e-4, atol=1e-5)
+
+
 def test_triton_into_the_memory_of_the_gaps(grid):
     """As infinite_ntk does; with several sums each program must still find the gaps."""
     x, weights = make_inputs(70, 1)[0].float(), torch.rand(3, 4)
