@@ -283,6 +283,15 @@ def resource_table(root=ROOT):
 
 
 TABLES = {
+    "docs/reproduction.md": {
+        "choice": functools.partial(experiment_table, "choice"),
+        "table1": functools.partial(experiment_table, "table1"),
+        "mse": functools.partial(experiment_table, "table1", 1),
+        "starts": functools.partial(experiment_table, "sparsity"),
+        "earned": functools.partial(experiment_table, "sparsity", 1),
+        "stability": functools.partial(experiment_table, "stability", 0),
+        "theorem1": functools.partial(experiment_table, "theorem1"),
+    },
     "README.md": {
         "table1": functools.partial(experiment_table, "table1"),
         "starts": functools.partial(experiment_table, "sparsity"),
