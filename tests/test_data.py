@@ -58,13 +58,13 @@ def test_load_data_by_path(tmp_path, monkeypatch):
     assert load_data(Path("digits")).in_features == 8
 
 
-@pytest.mark.parametrize("source", ["cifar", "imdb", "none.npz", "no/such/folder", "", "a" * 5000, "nul\0"])
+@pytest.mark.parametrize("source", ["cifar", "reviews", "none.npz", "no/such/folder", "", "a" * 5000, "nul\0"])
 def test_load_data_unknown(source):
     with pytest.raises(DataError) as caught:
         load_data(source)
     assert str(caught.value) == (
-        f"nftk.data: {source}: data must be digits, mnist, imdb, imdb-gpt2, a folder with the four idx files or an .npz file, got "
-        "neither a name nor a path that exists"
+        f"nftk.data: {source}: data must be digits, mnist, imdb, imdb-gpt2, a folder with the four idx files or an "
+        ".npz file, got neither a name nor a path that exists"
     )
 
 

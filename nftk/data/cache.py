@@ -16,6 +16,11 @@ from nftk._files import replacing
 from nftk.data.errors import reason, sentence
 
 CHUNK = 1 << 20
+# what numpy and zipfile raise for a file that is not theirs; an .npy in the archive's place is no context manager
+READ_ERRORS = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -50,12 +55,13 @@ class CachedArrays:
     def read(self, names: Sequence[str]) -> Arrays | None:
         """Return these arrays, or None where the file is missing, damaged or of other inputs."""
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
+            # opened here, since np.load leaves a damaged file open
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 if str(archive["inputs"]) != self.inputs:
                     return None
                 # each member is read to its end, where zipfile checks its CRC
                 return {name: archive[name] for name in names}
-        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        except READ_ERRORS:
             return None
 
     def write(self, arrays: Arrays) -> None:

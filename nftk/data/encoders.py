@@ -2,8 +2,6 @@
 
 import importlib
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nftk._optional import require
-from nftk.data.cache import file_sha256
+from nftk.data.cache import READ_ERRORS, file_sha256
 from nftk.data.errors import DataError, reason, sentence
 from nftk.data.tokens import Tokens
 
@@ -138,11 +136,7 @@ class GPT2Encoder:
 def _read_matrix(path: Path) -> Tensor:
     try:
         names, matrix = _open_safetensors(path) if path.suffix == ".safetensors" else _open_numpy(path)
-    # numpy and zipfile have many exceptions for a file that is not theirs
-    except (
-        *(SafetensorError, OSError, ValueError, TypeError, EOFError, RuntimeError),
-        *(zipfile.BadZipFile, zlib.error),
-    ) as error:
+    except (SafetensorError, *READ_ERRORS) as error:
         raise DataError(sentence(path, "embeddings", "be a .safetensors, .npz or .npy file", reason(error))) from error
     if matrix is None:
         rule = f"hold the matrix {' or '.join(WTE_NAMES)}"
@@ -160,10 +154,11 @@ def _open_safetensors(path: Path) -> tuple[list[str], Tensor | None]:
 
 
 def _open_numpy(path: Path) -> tuple[list[str], Tensor | None]:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return [], torch.from_numpy(loaded)
-    with loaded:
+    # opened here, since np.load leaves a damaged file open
+    with open(path, "rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return [], torch.from_numpy(loaded)
         names = sorted(loaded)
         found = next((name for name in WTE_NAMES if name in names), names[0] if len(names) == 1 else None)
         return names, None if found is None else torch.from_numpy(loaded[found])
