@@ -22,6 +22,7 @@ from nftk.cli import ridge as ridging
 from nftk.cli import train as training
 from nftk.cli.progress import Progress
 from nftk.cli.settings import PRESETS, Settings, SettingsError, constraint_config, hidden_features
+from nftk.data.load import NAMES
 
 app = typer.Typer(
     name="nftk",
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
-DataDir = Annotated[str | None, typer.Option(help="Folder with the files of --data mnist.")]
+DataDir = Annotated[str | None, typer.Option(help="Folder with the files of --data mnist or imdb.")]
 
 
 def _version(wanted: bool) -> None:
@@ -54,21 +55,31 @@ def root(
 def train(
     context: typer.Context,
     data: Annotated[
-        str, typer.Option(help="digits (bundled), mnist, a folder with the four idx files, or an .npz file.")
+        str,
+        typer.Option(
+            help="digits (bundled), mnist, imdb (reviews; imdb-gpt2: by GPT-2's embeddings), a folder with the four "
+            "idx files, or an .npz file."
+        ),
     ] = "digits",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/ and the name of the data.")] = None,
     data_dir: DataDir = None,
-    depth: Annotated[int | None, typer.Option(help="Hidden layers; default 5 for digits, else 10.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Hidden layers; default 5 for digits and imdb, else 10.")] = None,
     width: Annotated[
         str | None,
-        typer.Option(help="Width of all hidden layers, or one a layer: 256,128,64; default 128 for digits, else 256."),
+        typer.Option(
+            help="Width of all hidden layers, or one a layer: 256,128,64; default 128 for digits and imdb, else 256."
+        ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training data; default 40 for digits, else 10.")
+        int | None, typer.Option(help="Passes over the training data; default 40 for digits, 4 for imdb, else 10.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples a step; default 25 for digits, else 50.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of theta; default 0.02.")] = None,
-    lr_omega: Annotated[float | None, typer.Option(help="Learning rate of Omega; default 0.05.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples a step; default 25 for digits and imdb, else 50.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of theta; default 0.1 for imdb, else 0.02.")] = None,
+    lr_omega: Annotated[
+        float | None, typer.Option(help="Learning rate of Omega; default 0.1 for imdb, else 0.05.")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty on theta and Omega.")] = 2e-6,
     proximal: Annotated[float, typer.Option(help="lambda of the paper's equation 13.")] = 0.0,
     loss: Annotated[str, typer.Option(help="cross_entropy or mse.")] = "cross_entropy",
@@ -111,7 +122,7 @@ def train(
             return training.train(settings, resume, progress, resume=True, overwrite=False)
         preset = PRESETS.get(data, PRESETS["other"])
         settings = Settings(
-            data=data if data in ("digits", "mnist") else str(Path(data).resolve()),
+            data=data if data in NAMES else str(Path(data).resolve()),
             data_dir=None if data_dir is None else str(Path(data_dir).resolve()),
             hidden_features=hidden_features(
                 width or str(preset["width"]), preset["depth"] if depth is None and "," not in (width or "") else depth

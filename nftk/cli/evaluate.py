@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 import nftk
-from nftk.cli.runs import load_run
+from nftk.cli.runs import accuracy_without_duplicates, load_run
 
 
 def evaluate(run: Path, data: str | None, data_dir: str | None) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def evaluate(run: Path, data: str | None, data_dir: str | None) -> dict[str, Any
         "data": trained.data.name,
         "examples": len(y),
         "test_accuracy": accuracy,
+        **accuracy_without_duplicates(trained.model, (x, y), trained.data.test_duplicates),
         "test_loss": loss,
         "accuracy_by_class": by_class,
     }

@@ -12,7 +12,14 @@ from nftk import _extension
 from nftk._dispatch import BACKENDS, why_not
 from nftk.ops.explain import explain
 
-_OPTIONAL = {"typer": "app", "rich": "app", "matplotlib": "app", "scikit-learn": "app", "plotly": "app"}
+_OPTIONAL = {
+    "typer": "app",
+    "rich": "app",
+    "matplotlib": "app",
+    "scikit-learn": "app",
+    "plotly": "app",
+    "tokenizers": "text",
+}
 _DEVICE = {"cpp": "cpu"}  # all others are asked for a GPU
 # the paper's four networks, and one for each thing that the kernels do not serve
 _NETWORKS: dict[str, dict[str, Any]] = {

@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 import nftk
 from nftk.cli.settings import Settings, SettingsError
@@ -25,6 +26,18 @@ class TrainedRun:
     def inputs(self, part: str) -> Tensor:
         """Standardised inputs of the part "train" or "test"."""
         return self.standardizer.transform(self.data.x_train if part == "train" else self.data.x_test)
+
+
+def accuracy_without_duplicates(
+    model: nn.Module, test: tuple[Tensor, Tensor], duplicates: Tensor | None
+) -> dict[str, float | None]:
+    """Accuracy on the test rows that are no training rows, for a summary; nothing where that is no other number."""
+    x, y = test
+    if duplicates is None or not 0 < len(duplicates) < len(y):
+        return {}
+    new = torch.ones(len(y), dtype=torch.bool)
+    new[duplicates] = False
+    return {"test_accuracy_without_duplicates": nftk.evaluate(model, (x[new], y[new])).accuracy}
 
 
 def load_run(run: Path, data: str | None = None, data_dir: str | None = None) -> TrainedRun:

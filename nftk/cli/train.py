@@ -16,6 +16,7 @@ from nftk._checks import check_integer
 from nftk._files import replacing, write_text
 from nftk._optional import require
 from nftk.cli.progress import Progress
+from nftk.cli.runs import accuracy_without_duplicates
 from nftk.cli.settings import Settings, SettingsError
 from nftk.data import DataSplit, Standardizer, load_data
 from nftk.modules.plain_mlp import plain_mlp
@@ -61,7 +62,7 @@ def train(settings: Settings, out: Path, progress: Progress, *, resume: bool, ov
     else:
         _prepare(out, settings, overwrite=overwrite)
     try:
-        summary = {"data": data.name, **_train_both(settings, model, pairs, out, progress)}
+        summary = {"data": data.name, **_train_both(settings, model, pairs, data.test_duplicates, out, progress)}
         header = {"standardizer": standardizer.to_dict(), "class_names": list(data.class_names)}
         model.save(out / "model.safetensors", header)
         figure = nftk.plot_omega(model, class_names=data.class_names)
@@ -112,13 +113,19 @@ def _network(settings: Settings, data: DataSplit) -> nftk.NFTKMLP:
 
 
 def _train_both(
-    settings: Settings, model: nftk.NFTKMLP, pairs: list[Any], out: Path, progress: Progress
+    settings: Settings,
+    model: nftk.NFTKMLP,
+    pairs: list[Any],
+    duplicates: torch.Tensor | None,
+    out: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train the network, and the plain one beside it if that is asked for; return what summary.json says of them."""
     history = _fit(settings, model, pairs, out, "nftk", progress)
     zero = model.omega == 0
     summary = {
         **_result(model, history),
+        **accuracy_without_duplicates(model, pairs[1], duplicates),
         "zeros": int(zero.sum()),
         "zeros_share": zero.double().mean().item(),
         "zeros_from_start": history[-1].zeros_from_start if history else None,
@@ -128,7 +135,8 @@ def _train_both(
     if settings.baseline:
         torch.manual_seed(settings.seed)
         plain = plain_mlp(model)
-        summary["baseline"] = _result(plain, _fit(settings, plain, pairs, out, "baseline", progress))
+        result = _result(plain, _fit(settings, plain, pairs, out, "baseline", progress))
+        summary["baseline"] = result | accuracy_without_duplicates(plain, pairs[1], duplicates)
     return summary
 
 
