@@ -42,7 +42,7 @@ def report(
         trained.inputs("test"),
         split.y_test,
         class_names=trained.class_names,
-        title=split.name,
+        title=Path(split.name).name,
         images=images,
         history=_history(folder / "history.jsonl"),
         baseline_history=_history(folder / "baseline_history.jsonl"),
@@ -65,7 +65,7 @@ def _about(settings: Settings, trained: TrainedRun, summary: Mapping[str, Any]) 
     """What the head of the page says besides what the network itself tells."""
     constraint = "none" if settings.constraint is None else str(settings.constraint.get("name", "none"))
     about = {
-        "Test data": f"{trained.data.name}, {len(trained.data.y_test):,} examples",
+        "Test data": f"{Path(trained.data.name).name}, {len(trained.data.y_test):,} examples",
         "Activation": settings.activation,
         "Parameterisation": settings.parameterization,
         "Constraint on Omega": constraint,

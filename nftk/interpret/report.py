@@ -21,6 +21,7 @@ from nftk.training.history import EpochRecord
 _OP = "interpret.report"
 SEED = 0  # of the examples that importances are computed on, and of the random order
 CASES = 12
+_LOSSES = {"cross_entropy": "cross-entropy", "mse": "squared error"}
 FEATURES = 5  # told of an example that is no image
 
 
@@ -78,7 +79,7 @@ def report(
         require(package, purpose="report", extra="app")
     check_network(_OP, model, x)
     y = check_labels(_OP, y, len(x), model.out_features)
-    check_choice(_OP, "loss", loss, ("cross_entropy", "mse"))
+    check_choice(_OP, "loss", loss, _LOSSES)
     limit = check_integer(_OP, "limit", limit, 1)
     names = [str(name) for name in (range(model.out_features) if class_names is None else class_names)]
     if len(names) != model.out_features:
@@ -112,7 +113,7 @@ def _head(
     from_start = "" if share is None else f"; {round(share * zeros):,} of them from the start"
     pairs = [
         ("Test accuracy", of(found.right, found.examples)),
-        (f"Test loss ({loss.replace('_', '-')})", number(found.loss)),
+        (f"Test loss ({_LOSSES[loss]})", number(found.loss)),
         ("Zeros in Omega", f"{zeros:,} of {entries:,}{from_start}"),
         ("Parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
         *about.items(),
@@ -167,12 +168,13 @@ def _figure2(page: Page, found: Findings, names: list[str]) -> str:
 
 def _importances(page: Page, found: Findings, names: list[str], loss: str) -> str:
     layer, class_ = ("layer", figures.layers(found.omega.shape[1])), ("class", figures.labels(names))
-    what = loss.replace("_", "-")
+    what = _LOSSES[loss]
     told = {
         "omega": "The trained weights themselves, the paper's measure. It does not say what the function does: other "
         "weights, with other readouts, give the same function.",
-        "contribution": "The share of a logit's variance that the layer brings; a class's shares add up to 1. It says "
-        "what varies with the answer, not what would be lost without the layer.",
+        "contribution": "The share of a logit's variance that the layer brings, logits taken less their mean over "
+        "classes; a class's shares add up to 1. It says what varies with the answer, not what would be lost without "
+        "the layer.",
         "ablation": f"By how much the mean {what} rises when that one weight is set to 0. It does not say what entries "
         "do together: two that can stand in for each other each look unimportant.",
     }
@@ -186,10 +188,10 @@ def _importances(page: Page, found: Findings, names: list[str], loss: str) -> st
             )
             continue
         values = found.importances[kind]
-        json = figures.heatmap(
-            values, class_, layer, units[kind], zero=found.omega == 0,
-            more=[("accuracy lost without it", found.accuracy_lost)] if kind == "ablation" else [],
-        )  # fmt: skip
+        more = [("omega", found.omega)] if kind != "omega" else []
+        if kind == "ablation":
+            more.append(("accuracy lost without it", found.accuracy_lost))
+        json = figures.heatmap(values, class_, layer, units[kind], more=more)
         drawn.append(page.figure(f"importance-{kind}", json, kind, told[kind]))
     here = [kind for kind in KINDS if kind in found.importances]
     rows = [[a, *(_correlation(found.correlations[a, b]) for b in here)] for a in here]
@@ -297,7 +299,7 @@ def _worst(
     return section(
         "worst",
         "The worst-classified test examples",
-        f"<p>Those with the largest {loss.replace('_', '-')}, of all {found.examples:,}; rows of the test part are "
+        f"<p>Those with the largest {_LOSSES[loss]}, of all {found.examples:,}; rows of the test part are "
         "counted from 0. The bars are what each layer added to the output of a class, its readout times its weight in "
         f"Omega; they add up to the output{bias}. What counts is the difference between the two classes.</p>",
         f'<ol class="cases">{"".join(items)}</ol>',

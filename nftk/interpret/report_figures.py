@@ -197,7 +197,7 @@ def said_by_layers(case: Case, names: list[str]) -> str:
                 "hovertemplate": "layer %{x}<br>%{text}<extra></extra>",
             }
         )
-    x = {"title": {"text": "layer"}, "type": "category"}
+    x = {"title": {"text": "layer"}, "type": "category"} | _numbered(len(depth))
     layout = {"barmode": "group", "bargap": 0.3, "showlegend": False, "margin": {"l": 8, "r": 4, "t": 6, "b": 8}}
     return _figure(traces, height=170, xaxis=x, yaxis={"nticks": 5}, **layout)
 
@@ -219,12 +219,21 @@ def percent(share: float, digits: int = 1) -> str:
 def _matrix_layout(rows: tuple[str, list[str]], columns: tuple[str, list[str]]) -> dict[str, Any]:
     side = min(max(25 * len(rows[1]), 150), 520)
     axis = {"type": "category", "showgrid": False, "zeroline": False, "ticks": ""}
+    across, down = len(columns[1]) - 0.5, len(rows[1]) - 0.5
+    x = axis | {"title": {"text": columns[0]}, "range": [-0.5, across]}
     return {
         "height": side + 80,
-        "xaxis": axis | {"title": {"text": columns[0]}},
-        "yaxis": axis | {"title": {"text": rows[0]}, "autorange": "reversed"},
+        # numbers are thinned, names may be turned
+        "xaxis": x | _numbered(len(columns[1])) if columns[0] == "layer" else x,
+        # a range of its own: plotly would leave room around the dots
+        "yaxis": axis | {"title": {"text": rows[0], "standoff": 6}, "range": [down, -0.5]},
         "showlegend": False,
     }
+
+
+def _numbered(count: int) -> dict[str, Any]:
+    """Ticks at every number, or as many as have room on a narrow screen."""
+    return {"tickangle": 0, "tick0": 0, "dtick": -(-count // 10)}
 
 
 def _figure(traces: list[dict[str, Any]], **layout: Any) -> str:

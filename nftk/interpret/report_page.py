@@ -81,14 +81,12 @@ def section(name: str, heading: str, *pieces: str) -> str:
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[int] = ()) -> str:
     """A table whose first column names the rows; cells are text, those of the columns in names to the left."""
-    first = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    left = [' class="name"' * (i in names) for i in range(len(head))]
+    first = "".join(f'<th scope="col"{left[i]}>{escape(cell)}</th>' for i, cell in enumerate(head))
     lines = []
     for row in rows:
         cells = [f'<th scope="row">{escape(row[0])}</th>']
-        cells += [
-            f'<td class="name">{escape(cell)}</td>' if i in names else f"<td>{escape(cell)}</td>"
-            for i, cell in enumerate(row[1:], 1)
-        ]
+        cells += [f"<td{left[i]}>{escape(cell)}</td>" for i, cell in enumerate(row[1:], 1)]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table>'
