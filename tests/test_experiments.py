@@ -208,7 +208,9 @@ def test_table1_says_what_the_networks_do(place, tmp_path):
     assert row["deviation"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
     assert spread(accuracies, 100) in record.markdown
     paths = record.write(tmp_path / "out", request)
-    assert {path.name for path in paths} == {"table1.md", "table1.json"}
+    assert {path.name for path in paths} == {"table1.md", "table1.json", "table1.png"}
+    assert re.search(r"about \d+ minutes left", said[0])
+    assert "left" not in said[-1]
     assert json.loads((tmp_path / "out" / "table1.json").read_text())["seeds"] == 2
     count = len(said)
     table1.run(request)

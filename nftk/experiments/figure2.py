@@ -3,6 +3,7 @@
 import torch
 
 import nftk
+from nftk._optional import require
 from nftk.experiments.networks import load, train_all
 from nftk.experiments.record import Record, Request, table
 from nftk.experiments.settings import DEPTHS, row
@@ -10,6 +11,7 @@ from nftk.experiments.settings import DEPTHS, row
 
 def run(request: Request) -> Record:
     """Train (or find) the first seed's networks, and draw them."""
+    require("matplotlib", purpose="drawing figure2", extra="app")
     recipes = [row("mnist", depth, quick=request.quick) for depth in DEPTHS["mnist"]]
     results = train_all(recipes, request.place, jobs=request.jobs, say=request.say)
     figures, networks, lines = {}, [], []

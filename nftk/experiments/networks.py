@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
@@ -198,8 +199,12 @@ def train_all(
     """
     wanted = list(dict.fromkeys(recipes))
     missing = {recipe for one in wanted for recipe in _chain(one) if result(recipe, place) is None}
+    started, whole, behind = time.monotonic(), sum(map(_work, missing)), 0.0
     for done, (recipe, found) in enumerate(_trained(missing, place, jobs), 1):
-        say(f"{done} of {len(missing)}: {recipe.describe()}: {_said(found)}")
+        behind += _work(recipe)
+        left = (time.monotonic() - started) * (whole / behind - 1)
+        ahead = f"; about {left / 60:.0f} minutes left" if done < len(missing) else ""
+        say(f"{done} of {len(missing)}: {recipe.describe()}: {_said(found)}{ahead}")
     results = [result(recipe, place) for recipe in wanted]
     assert all(found is not None for found in results)
     return [found for found in results if found is not None]
@@ -213,7 +218,7 @@ def _chain(recipe: Recipe | None) -> Iterator[Recipe]:
 
 def _trained(missing: set[Recipe], place: Place, jobs: int) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     # long ones first, so that the last core is not left with one
-    waiting: Sequence[Recipe] = sorted(missing, key=lambda r: (-r.depth * r.width * r.epochs / r.batch_size, r.name()))
+    waiting: Sequence[Recipe] = sorted(missing, key=lambda r: (-_work(r), r.name()))
     if jobs == 1:
         yield from _in_turn(waiting, place)
         return
@@ -232,6 +237,13 @@ def _trained(missing: set[Recipe], place: Place, jobs: int) -> Iterator[tuple[Re
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _work(recipe: Recipe) -> float:
+    """Something that a network's training time goes with."""
+    examples = recipe.train_limit or {"mnist": 60_000, "imdb": 25_000}.get(recipe.data, 10_000)
+    # a step costs as much again as the products of one example with some 60 others
+    return examples * recipe.epochs * recipe.depth * recipe.width**2 * (1 + 60 / recipe.batch_size)
 
 
 def _in_turn(waiting: Sequence[Recipe], place: Place) -> Iterator[tuple[Recipe, dict[str, Any]]]:

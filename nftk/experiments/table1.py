@@ -1,10 +1,14 @@
 """Table 1 of the paper: test accuracy of NFT-K networks and of the plain MLP beside each, and the same with MSE."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from nftk._optional import require
 from nftk.experiments.networks import train_all
 from nftk.experiments.record import Record, Request, mean_and_deviation, spread, table
 from nftk.experiments.settings import BASES, DEPTHS, PAPER, TITLES, row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOSSES: tuple[Literal["cross_entropy", "mse"], ...] = ("cross_entropy", "mse")
 MODELS: tuple[Literal["nftk", "mlp"], ...] = ("nftk", "mlp")
@@ -12,6 +16,7 @@ MODELS: tuple[Literal["nftk", "mlp"], ...] = ("nftk", "mlp")
 
 def run(request: Request) -> Record:
     """Train all rows with all seeds, and make the tables."""
+    require("matplotlib", purpose="drawing table1.png", extra="app")
     keys = [
         (loss, data, depth, model) for loss in LOSSES for data in BASES for depth in DEPTHS[data] for model in MODELS
     ]
@@ -47,7 +52,8 @@ def run(request: Request) -> Record:
             }
         )
     settings = {data: base.to_dict() for data, base in BASES.items()}
-    return Record("table1", {"settings": settings, "rows": rows}, _markdown(rows, request))
+    found_here = {"settings": settings, "rows": rows}
+    return Record("table1", found_here, _markdown(rows, request), {"table1": _draw(rows)})
 
 
 def last(result: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +80,31 @@ def _markdown(rows: list[dict[str, Any]], request: Request) -> str:
     parts += [f"- {TITLES[data]}: {settings_said(data, request.quick)}" for data in BASES]
     parts.append("- With MSE, Omega starts from 1/L: from 1, these learning rates diverge.")
     return "\n".join(parts)
+
+
+def _draw(rows: list[dict[str, Any]]) -> "Figure":
+    """Every network a point, beside the paper's number."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((9, 3.6), dpi=120, layout="constrained")
+    for axes, data in zip(figure.subplots(1, 2), BASES, strict=True):
+        labels = []
+        for place, (depth, model) in enumerate((depth, model) for depth in DEPTHS[data] for model in MODELS):
+            labels.append(f"{'NFT-K' if model == 'nftk' else 'MLP'}\n{depth} layers")
+            for loss, shift, colour in zip(LOSSES, (-0.12, 0.12), ("C0", "C1"), strict=True):
+                row = next(
+                    r for r in rows if (r["loss"], r["data"], r["depth"], r["model"]) == (loss, data, depth, model)
+                )
+                values = [100 * value for value in row["accuracies"]]
+                name = {"cross_entropy": "cross-entropy", "mse": "MSE"}[loss] if not place else None
+                axes.plot([place + shift] * len(values), values, "o", color=colour, alpha=0.6, markersize=4, label=name)
+                if loss == "cross_entropy" and row["paper"] is not None:
+                    axes.plot(place, row["paper"], "_", color="black", markersize=22, label=None if place else "paper")
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set(title=TITLES[data], ylabel="test accuracy, %")
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure
 
 
 def settings_said(data: str, quick: bool) -> str:
