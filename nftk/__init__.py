@@ -8,7 +8,7 @@ from nftk.modules import NFTKMLP
 from nftk.training import History, evaluate, fit
 
 if TYPE_CHECKING:
-    from nftk import data, interpret, reference, regression, tangent
+    from nftk import attribution, data, interpret, reference, regression, surrogate, tangent
     from nftk.interpret.importance import importance
     from nftk.interpret.plot_omega import plot_omega
     from nftk.regression.kernel_prediction import kernel_prediction
@@ -25,6 +25,7 @@ __all__ = [
     "LayerKernels",
     "MultipleKernelRidge",
     "NFTKMLP",
+    "attribution",
     "constraints",
     "data",
     "empirical_ntk",
@@ -38,6 +39,7 @@ __all__ = [
     "plot_omega",
     "reference",
     "regression",
+    "surrogate",
     "tangent",
 ]
 

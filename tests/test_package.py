@@ -16,8 +16,8 @@ import nftk
 ROOT = Path(__file__).parent.parent
 # imports run one way: a folder may import from those before it
 ORDER = [
-    "reference", "ops", "constraints", "modules", "tangent", "training", "regression", "interpret", "data",
-    "experiments", "cli",
+    "reference", "ops", "constraints", "modules", "tangent", "training", "regression", "surrogate",
+    "attribution", "interpret", "data", "experiments", "cli",
 ]  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_import_takes_no_more_than_torch_plus_a_tenth_of_a_second(tmp_path):
 def test_what_looks_at_a_trained_network_is_imported_when_asked_for():
     code = """
 import sys, nftk
-later = {"data", "interpret", "reference", "regression", "tangent"}
+later = {"attribution", "data", "interpret", "reference", "regression", "surrogate", "tangent"}
 assert not later & {name.split(".")[1] for name in sys.modules if name.startswith("nftk.")}
 assert set(nftk.__all__) <= set(dir(nftk))
 for name in nftk.__all__:
@@ -65,8 +65,8 @@ def test_public_names():
         assert getattr(nftk, name).__doc__, name
     assert importlib.metadata.version("nftk") == nftk.__version__
     contract = {
-        "KernelRidge", "LayerKernels", "MultipleKernelRidge", "NFTKMLP", "constraints", "empirical_ntk", "fit",
-        "kernel_prediction", "ops", "plot_omega", "reference",
+        "KernelRidge", "LayerKernels", "MultipleKernelRidge", "NFTKMLP", "attribution", "constraints", "empirical_ntk",
+        "fit", "kernel_prediction", "ops", "plot_omega", "reference", "surrogate",
     }  # fmt: skip
     assert contract <= set(nftk.__all__)
 

@@ -1,0 +1,172 @@
+"""Kernel multinomial logistic regression: a convex problem, solved in the eigenbasis of the kernel."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
+from torch import Tensor
+
+from nftk.regression.solve import MOST_JITTER
+
+Matrix = npt.NDArray[np.float64]
+# pairs of gradients that L-BFGS keeps, and what multiplies the intercept, whose curvature is at most 1/2
+MEMORY, UNIT = 20, 2**0.5
+# Newton steps after L-BFGS, and its conjugate-gradient steps for each of them
+NEWTON, STEPS = 50, 400
+
+
+class Solution(NamedTuple):
+    """Coefficients of a surrogate and what is known of how they were found.
+
+    Attributes:
+        alpha: ``(n, C)``.
+        intercept: ``(C,)``.
+        objective: Mean loss plus penalty.
+        energy: What tr(alpha^T K alpha) is multiplied by to be the squared norm that the objective penalises.
+        residual: Norm of the preconditioned gradient there, of solvers that iterate.
+        iterations: Of such a solver.
+    """
+
+    alpha: Tensor
+    intercept: Tensor
+    objective: float
+    energy: float = 1.0
+    residual: float = 0.0
+    iterations: int = 0
+
+
+class Multinomial:
+    r"""The problem of one kernel: everything that does not depend on the penalty.
+
+    .. math:: \min_{\alpha, b} \; \frac1n \sum_i \Big( \log \sum_c e^{f_{ic}} - \sum_c y_{ic} f_{ic} \Big)
+        + \frac\lambda2 \, \mathrm{tr}(\alpha^\top K \alpha), \qquad f = K \alpha + 1 b^\top
+
+    In K = U S U^T and theta = S^1/2 U^T alpha the penalty is that of plain logistic regression on U S^1/2. Curvature
+    is at most S/2n + lambda (Boehning), by which each coordinate is scaled.
+    """
+
+    def __init__(self, op: str, k: Tensor, y: Tensor) -> None:
+        s, u = torch.linalg.eigh(k)
+        # a kernel in float32 has rounding of some 1e-7 of its largest eigenvalue
+        if float(s[0]) < -MOST_JITTER * float(s[-1]):
+            raise ValueError(
+                f"nftk.{op}: the training kernel must be positive semi-definite, got the eigenvalue {float(s[0]):.3g} "
+                f"where the largest is {float(s[-1]):.3g}"
+            )
+        # what is left of directions that the kernel does not have is rounding
+        kept = s > len(s) * torch.finfo(torch.float64).eps * float(s[-1])
+        self.values: Matrix = s[kept].numpy()
+        self.vectors: Matrix = u[:, kept].numpy()
+        self.targets: Matrix = y.numpy()
+
+    def solve(
+        self,
+        penalty: float,
+        *,
+        tolerance: float,
+        max_iterations: int,
+        start: Solution | None = None,
+        polish: bool = True,
+    ) -> Solution:
+        """Minimise: L-BFGS, then, with polish, Newton steps by conjugate gradients.
+
+        Args:
+            penalty: lambda, above 0.
+            tolerance: Norm of the preconditioned gradient that is small enough.
+            max_iterations: Of L-BFGS.
+            start: A solution near this one, as for another penalty or for a kernel near this one.
+            polish: Whether Newton's quadratic convergence follows.
+
+        Returns:
+            The solution; ``residual`` says whether the tolerance was met.
+        """
+        y, n = self.targets, len(self.targets)
+        classes = y.shape[1]
+        curvature = self.values / (2 * n) + penalty
+        scale = np.sqrt(self.values / curvature)
+        features = np.hstack((self.vectors * scale, np.full((n, 1), UNIT)))
+        ridge = np.append(penalty / curvature, 0.0)[:, None]
+        seen: dict[str, Matrix] = {}
+
+        def value(v: Matrix) -> tuple[float, Matrix]:
+            theta = v.reshape(-1, classes)
+            f = features @ theta
+            p = softmax(f, axis=1)
+            seen["p"] = p
+            loss = float((logsumexp(f, axis=1) - (y * f).sum(1)).mean() + 0.5 * (ridge * theta * theta).sum())
+            return loss, (features.T @ ((p - y) / n) + ridge * theta).ravel()
+
+        def curve(v: Matrix, d: Matrix) -> Matrix:
+            # asked for where value was asked for last
+            p, direction = seen["p"], d.reshape(-1, classes)
+            g = features @ direction
+            g = p * (g - (p * g).sum(1, keepdims=True)) / n
+            found: Matrix = (features.T @ g + ridge * direction).ravel()
+            return found
+
+        v = np.zeros(features.shape[1] * classes)
+        if start is not None:
+            theta = np.sqrt(self.values * curvature)[:, None] * (self.vectors.T @ start.alpha.numpy())
+            v = np.vstack((theta, start.intercept.numpy()[None] / UNIT)).ravel()
+        options = {"maxiter": max_iterations, "maxfun": 2 * max_iterations, "maxcor": MEMORY, "ftol": 0.0}
+        coarse = max(tolerance, 1e-5) if polish else tolerance
+        found = minimize(value, v, jac=True, method="L-BFGS-B", options=options | {"gtol": coarse / classes})
+        v, iterations = found.x, int(found.nit)
+        if polish:
+            v, more = _newton(value, curve, v, tolerance)
+            iterations += more
+        loss, gradient = value(v)
+        theta = v.reshape(-1, classes)
+        alpha = self.vectors @ (theta[:-1] / np.sqrt(self.values * curvature)[:, None])
+        return Solution(
+            torch.from_numpy(alpha),
+            torch.from_numpy(theta[-1] * UNIT),
+            loss,
+            residual=float(np.linalg.norm(gradient)),
+            iterations=iterations,
+        )
+
+
+def _newton(value: Any, curve: Any, v: Matrix, tolerance: float) -> tuple[Matrix, int]:
+    """Newton's method by conjugate gradients, each step halved until the objective falls."""
+    loss, gradient = value(v)
+    for iteration in range(NEWTON):
+        size = float(np.linalg.norm(gradient))
+        if size <= tolerance:
+            return v, iteration
+        step = _conjugate_gradients(lambda d, at=v: curve(at, d), -gradient, min(0.5, size**0.5) * size)
+        slope, length = float(gradient @ step), 1.0
+        while True:
+            tried, tried_gradient = value(v + length * step)
+            # near the minimum the objective's rounding hides its fall, which the gradient's still shows
+            if tried <= loss + 1e-4 * length * slope or float(np.linalg.norm(tried_gradient)) <= 0.9 * size:
+                break
+            length /= 2
+            if length < 1e-6:
+                value(v)
+                return v, iteration
+        v, loss, gradient = v + length * step, tried, tried_gradient
+    return v, NEWTON
+
+
+def _conjugate_gradients(product: Any, right: Matrix, small: float) -> Matrix:
+    x = np.zeros_like(right)
+    residual, direction = right.copy(), right.copy()
+    square = float(residual @ residual)
+    for _ in range(STEPS):
+        moved = product(direction)
+        bend = float(direction @ moved)
+        # the Hessian is positive definite but for the sum over classes, in which nothing moves
+        if bend <= 0:
+            break
+        length = square / bend
+        x += length * direction
+        residual -= length * moved
+        before, square = square, float(residual @ residual)
+        if square <= small * small:
+            break
+        direction = residual + (square / before) * direction
+    return x

@@ -1,0 +1,40 @@
+"""Support vector machines on a kernel: scikit-learn's, one against the rest."""
+
+import numpy as np
+import torch
+from sklearn.svm import SVC
+from torch import Tensor
+
+from nftk.surrogate.multinomial import Solution
+
+
+def support_vectors(k: Tensor, places: Tensor, classes: int, penalty: float, tolerance: float, seed: int) -> Solution:
+    """Coefficients of the machines that tell each class from all others; of two classes one machine does.
+
+    Args:
+        k: Training kernel ``(n, n)``, float64.
+        places: Class of each example, 0 to classes - 1, each of them met.
+        classes: C, at least 2.
+        penalty: lambda: mean hinge loss plus lambda / 2 times the squared norm, scikit-learn's C = 1 / (n lambda).
+        tolerance: Of libsvm's stopping rule.
+        seed: Of libsvm.
+
+    Returns:
+        The solution. Of two classes the outputs are -h / 2 and h / 2, whose difference is the machine's own h.
+    """
+    n, gram = len(k), np.ascontiguousarray(k.numpy())
+    alpha, intercept = np.zeros((n, classes)), np.zeros(classes)
+    columns = range(classes) if classes > 2 else [1]
+    objective = 0.0
+    for c in columns:
+        sign = np.where(places.numpy() == c, 1, -1)
+        machine = SVC(C=1 / (n * penalty), kernel="precomputed", tol=tolerance, random_state=seed).fit(gram, sign)
+        alpha[machine.support_, c], intercept[c] = machine.dual_coef_[0], machine.intercept_[0]
+        h = gram @ alpha[:, c]
+        hinge = np.maximum(0, 1 - sign * (h + intercept[c])).mean()
+        objective += float(hinge + penalty / 2 * (alpha[:, c] @ h))
+    if classes == 2:
+        alpha, intercept = np.stack((-alpha[:, 1], alpha[:, 1]), 1) / 2, np.array([-intercept[1], intercept[1]]) / 2
+    return Solution(
+        torch.from_numpy(alpha), torch.from_numpy(intercept), objective, energy=2.0 if classes == 2 else 1.0
+    )
