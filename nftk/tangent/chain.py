@@ -82,6 +82,19 @@ class Chain:
         """Where the parameters are."""
         return self.readouts[0].weight.device
 
+    @property
+    def has_omega(self) -> bool:
+        """Whether there is an Omega with a block of its own."""
+        return self.omega is not None
+
+    def block_names(self, per: str, include_omega: bool) -> tuple[str, ...]:
+        """What the blocks are of."""
+        if per == "layer":
+            return tuple(readout.name for readout in self.readouts)
+        own = ["output_bias"] if self.output_bias else []
+        own += ["omega"] if include_omega else []
+        return (*(layer.name for layer in self.layers), self.readout_name, *own)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Chain":
         """The chain with a function applied to every parameter."""
 
@@ -109,7 +122,7 @@ def chain_of(model: nn.Module, op: str) -> Chain:
     else:
         raise NotImplementedError(
             f"nftk.{op}: model must be an NFTKMLP, or an nn.Sequential of nn.Linear and elementwise activations, "
-            f"got {_kind(model)}"
+            f"got {kind_of(model)}"
         )
     _check_parameters(model, chain, op)
     for layer in chain.layers:
@@ -156,7 +169,7 @@ def _of_mlp(model: nn.Module, op: str) -> Chain:
         elif isinstance(module, nn.Linear) or not linears:
             raise NotImplementedError(
                 f"nftk.{op}: {name} must be nn.Linear, or an elementwise activation or a dropout after one, got "
-                f"{_kind(module)}"
+                f"{kind_of(module)}"
             )
         else:
             before = phis[-1]
@@ -188,7 +201,7 @@ def _leaves(model: nn.Module, op: str, prefix: str = "") -> Iterator[tuple[str, 
         yield from _leaves(module, op, f"{prefix}.{key}" if prefix else key)
 
 
-def _kind(model: nn.Module) -> str:
+def kind_of(model: nn.Module) -> str:
     """What a module is, and what to give instead where it only stands around another."""
     around = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
     hint = "; give its .module" if around else "; give its ._orig_mod" if hasattr(model, "_orig_mod") else ""

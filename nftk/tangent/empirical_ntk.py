@@ -1,6 +1,6 @@
 """empirical_ntk: the tangent kernel of a network as it stands, kept apart by layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from nftk._checks import check_shape
 from nftk.ops.tangent_gram_torch import as_blocks, as_memory, formula
-from nftk.tangent.blocks import Rectangle, scaled
+from nftk.tangent.blocks import Rectangle, blocks_of, scaled
 from nftk.tangent.blocks import self_kernels as self_kernels_of
 from nftk.tangent.chain import Chain
 from nftk.tangent.given_output import given_output
 from nftk.tangent.layer_kernels import LayerKernels
+from nftk.tangent.modules.examples import OutputFn
 from nftk.tangent.plan import check_budget
 from nftk.tangent.progress import Line
 from nftk.tangent.request import Request, detached, prepare
@@ -25,8 +26,8 @@ Progress = bool | None | Callable[[int, int], None]
 
 def empirical_ntk(
     model: nn.Module,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: Tensor | Mapping[str, Tensor],
+    x2: Tensor | Mapping[str, Tensor] | None = None,
     *,
     per: Literal["layer", "module", "model"] = "layer",
     reduction: Literal["full", "trace", "diagonal", "sum_logits"] = "full",
@@ -39,6 +40,7 @@ def empirical_ntk(
     precision: str = "highest",
     progress: Progress = False,
     differentiable: bool = False,
+    output_fn: OutputFn | None = None,
 ) -> LayerKernels:
     r"""Empirical neural tangent kernel of a network at its present parameters, kept apart by layer.
 
@@ -51,12 +53,15 @@ def empirical_ntk(
 
     Args:
         model: An :class:`nftk.NFTKMLP`, or an ``nn.Sequential`` of ``nn.Linear`` and elementwise activations; in eval
-            mode where it has a dropout. A callable activation is differentiated by autograd.
-        x1: First inputs, ``(n1, m)``, in the model's dtype and on its device.
+            mode where it has a dropout. A callable activation is differentiated by autograd. With ``per="module"`` and
+            ``"model"`` any module that treats every example by itself: what its parameters are used for is seen in a
+            run of three examples and checked against autograd; :func:`nftk.tangent.plan` tells what was found.
+        x1: First inputs, ``(n1, m)``, in the model's dtype and on its device; for any module its input of any shape
+            and dtype, or a mapping of its keyword arguments, examples along the first dimension.
         x2: Second inputs, ``(n2, m)``. None: the first; then half of the work is done, and the result is exactly
             symmetric.
         per: ``"layer"``: the kernel Theta_l of each readout f_l; on a plain network, its one kernel. ``"module"``: what
-            each module's parameters add to the kernel of the output f. ``"model"``: their sum, the kernel of f.
+            each module's own parameters add to the kernel of the output f. ``"model"``: their sum, the kernel of f.
         reduction: Of the (d, d) block of a pair: ``"full"``; ``"trace"``, the sum over i = j (trNTK);
             ``"diagonal"``, i = j apart; ``"sum_logits"``, the sum of all entries (d times the literature's pNTK).
         normalize: ``"cosine"``: each block is divided by the roots of its own two self-kernels, in full and diagonal
@@ -74,7 +79,8 @@ def empirical_ntk(
             pairs of examples done and all of them.
         differentiable: Whether the result keeps its graph, in torch operations with every product whole in memory:
             gradients in the parameters and the inputs, of any order. Goes with backend ``"auto"`` and ``"torch"``,
-            without ``out`` or ``memory_budget``.
+            without ``out`` or ``memory_budget``, and with an NFTKMLP or a plain network.
+        output_fn: Takes what the model returns to the outputs ``(n, d)``; None: a tensor, or its ``.logits``.
 
     Returns:
         The kernels, detached (but with ``differentiable``). float64 stays float64; a network in 16 bits is taken over
@@ -84,13 +90,14 @@ def empirical_ntk(
         ValueError: If inputs do not fit, are not finite, or settings do not go together; if dropout is active; if
             ``memory_budget`` is too small.
         TypeError: If an input is no floating tensor, or the model no module.
-        NotImplementedError: If the model is another than above, uses a module twice, or has hooks; if ``backend`` has
-            no code.
+        NotImplementedError: If the model is another than above, or with ``per="layer"`` uses a module twice or has
+            hooks; if ``backend`` has no code.
         RuntimeError: If ``backend`` cannot run here.
 
     Memory:
         Beside the output at most ``memory_budget``: states and deltas of as many examples as fit, some (d, d) tiles.
-        Not counted: a float32 copy of a network in 16 bits, and what autograd keeps inside a callable activation.
+        Not counted: a float32 copy of a network in 16 bits, what autograd keeps inside a callable activation, and what
+        functions of torch take inside.
 
     References:
         Alemohammad et al., NFT-K: Non-Fungible Tangent Kernels, ICASSP 2022, arXiv 2110.04945, section 3; Novak et al.,
@@ -106,9 +113,10 @@ def empirical_ntk(
         >>> torch.allclose(trace.blocks, k.blocks.diagonal(dim1=3, dim2=4).sum(-1), rtol=1e-4)
         True
     """
-    chain, x1, x2 = prepare(model, x1, x2, _OP)
+    network, first, second = prepare(model, x1, x2, _OP, per=per, output_fn=output_fn)
+    device = network.device
     request = Request.checked(
-        chain, per, reduction, normalize, weights, include_omega, precision, backend, device=x1.device, op=_OP
+        network, per, reduction, normalize, weights, include_omega, precision, backend, device=device, op=_OP
     )
     if differentiable:
         if out is not None or memory_budget is not None or request.backend != "torch":
@@ -120,19 +128,24 @@ def empirical_ntk(
             raise ValueError(
                 f"nftk.{_OP}: weights must not require gradients, got some that do; combine(omega) is differentiable"
             )
-        with torch.autocast(x1.device.type, enabled=False):
-            return _differentiable(chain, x1, x2, request)
-    chain, x1, x2 = detached(chain, x1, x2)
+        if not isinstance(network, Chain):
+            raise NotImplementedError(
+                f"nftk.{_OP}: differentiable must go with an NFTKMLP or a plain multilayer perceptron, got "
+                f"{type(model).__name__}"
+            )
+        with torch.autocast(device.type, enabled=False):
+            return _differentiable(network, first, second, request)
+    network, first, second = detached(network, first, second)
     given, tell = None if out is None else given_output(_OP, out), _tile_done(progress)
-    sweep = Sweep(chain, x1, x2, request, budget=check_budget(memory_budget, x1.device, _OP), op=_OP)
+    sweep = Sweep(network, first, second, request, budget=check_budget(memory_budget, device, _OP), op=_OP)
     shape = sweep.memory_shape()
     if given is None:
-        memory = x1.new_empty(shape)
+        memory = sweep.like.new_empty(shape)
     else:
         blocks_shape = tuple(as_blocks(request.form, torch.empty(shape, device="meta")).shape)
         check_shape(_OP, "out", given, blocks_shape)
-        if given.dtype is not x1.dtype:
-            raise ValueError(f"nftk.{_OP}: out must have dtype {x1.dtype}, as the kernels, got {given.dtype}")
+        if given.dtype is not network.dtype:
+            raise ValueError(f"nftk.{_OP}: out must have dtype {network.dtype}, as the kernels, got {given.dtype}")
         if any(size > 1 and stride == 0 for size, stride in zip(given.shape, given.stride(), strict=True)):
             raise ValueError(f"nftk.{_OP}: out must have a place for every entry, got strides {given.stride()}")
         memory = as_memory(request.form, given)
@@ -142,12 +155,13 @@ def empirical_ntk(
 
 def self_kernels(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Mapping[str, Tensor],
     *,
     per: Literal["layer", "module", "model"] = "layer",
     reduction: Literal["full", "trace", "diagonal", "sum_logits"] = "full",
     include_omega: bool = False,
     memory_budget: int | None = None,
+    output_fn: OutputFn | None = None,
 ) -> Tensor:
     """Kernels of every example with itself, without those of any pair; what :meth:`LayerKernels.normalize` wants.
 
@@ -158,6 +172,7 @@ def self_kernels(
         reduction: As there.
         include_omega: As there.
         memory_budget: As there.
+        output_fn: As there.
 
     Returns:
         ``(L, n)``; for diagonal and full ``(L, n, d)``, the blocks' diagonals.
@@ -172,13 +187,13 @@ def self_kernels(
         torch.Size([1, 6, 3])
     """
     op = "tangent.self_kernels"
-    chain, x, _ = prepare(model, x, None, op)
+    network, given, _ = prepare(model, x, None, op, per=per, output_fn=output_fn)
     request = Request.checked(
-        chain, per, reduction, None, None, include_omega, "highest", "torch", device=x.device, op=op
+        network, per, reduction, None, None, include_omega, "highest", "torch", device=network.device, op=op
     )
-    chain, x, _ = detached(chain, x, None)
-    sweep = Sweep(chain, x, None, request, budget=check_budget(memory_budget, x.device, op), op=op)
-    found = sweep.self_kernels(x)
+    network, given, _ = detached(network, given, None)
+    sweep = Sweep(network, given, None, request, budget=check_budget(memory_budget, network.device, op), op=op)
+    found = sweep.self_kernels(given)
     if per == "model":
         found = found.sum(0, keepdim=True)
     return found if reduction in ("full", "diagonal") else found[..., 0]
@@ -187,7 +202,7 @@ def self_kernels(
 def _differentiable(chain: Chain, x1: Tensor, x2: Tensor | None, request: Request) -> LayerKernels:
     """Everything at once, in operations that autograd follows."""
     sweep = Sweep(chain, x1, x2, request, budget=2**62, op=_OP)
-    blocks, form = sweep.blocks, request.form
+    blocks, form = blocks_of(chain, request.per, request.include_omega), request.form
     outputs = [0] * len(blocks) if sweep.one_output else list(range(len(blocks)))
     wanted = range(len(blocks)) if request.per == "layer" else None
     kinds = {"summed": request.reduction == "sum_logits", "with_readouts": request.include_omega}

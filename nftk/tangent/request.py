@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from nftk.ops import precision as precisions
 from nftk.ops.network_formula import is_vmapped
 from nftk.ops.tangent_gram import SUPPORTED
 from nftk.tangent.chain import Chain, chain_of
+from nftk.tangent.modules.examples import OutputFn
+from nftk.tangent.modules.network import Network
+from nftk.tangent.modules.study import network_of
 
 # how ops.tangent_gram sums: sum_logits is the trace of d = 1, its outputs being summed before
 _FORMS = {"full": "full", "trace": "trace", "diagonal": "diagonal", "sum_logits": "trace"}
@@ -35,7 +39,7 @@ class Request:
     @classmethod
     def checked(
         cls,
-        chain: Chain,
+        network: Chain | Network,
         per: str,
         reduction: str,
         normalize: str | None,
@@ -52,7 +56,7 @@ class Request:
         check_choice(op, "reduction", reduction, _FORMS)
         if normalize is not None:
             check_choice(op, "normalize", normalize, _NORMALIZE)
-        if include_omega and (per == "layer" or chain.omega is None):
+        if include_omega and (per == "layer" or not network.has_omega):
             rule = "per='module' or 'model', because Omega's tangent is that of f" if per == "layer" else "an NFTKMLP"
             raise ValueError(f"nftk.{op}: include_omega must go with {rule}, got per={per!r}")
         request = cls(
@@ -65,14 +69,14 @@ class Request:
             resolve(op, backend, SUPPORTED, str(device)),
         )
         return (
-            request if weights is None else dataclasses.replace(request, weights=request._weights(chain, weights, op))
+            request if weights is None else dataclasses.replace(request, weights=request._weights(network, weights, op))
         )
 
-    def _weights(self, chain: Chain, weights: Any, op: str) -> tuple[float, ...]:
+    def _weights(self, network: Chain | Network, weights: Any, op: str) -> tuple[float, ...]:
         if self.per == "model":
             raise ValueError(f"nftk.{op}: weights must go with per='layer' or 'module', got per='model'")
         values = weights.tolist() if hasattr(weights, "tolist") else weights
-        size = len(self.block_names(chain))
+        size = len(self.block_names(network))
         if not isinstance(values, list | tuple) or len(values) != size or getattr(weights, "ndim", 1) != 1:
             got = getattr(weights, "shape", None)
             told = list(got) if got is not None else values
@@ -89,24 +93,34 @@ class Request:
         """Whether all blocks are summed."""
         return self.per == "model" or self.weights is not None
 
-    def block_names(self, chain: Chain) -> tuple[str, ...]:
+    def block_names(self, network: Chain | Network) -> tuple[str, ...]:
         """What the blocks are of."""
-        if self.per == "layer":
-            return tuple(readout.name for readout in chain.readouts)
-        own = ["output_bias"] if chain.output_bias else []
-        own += ["omega"] if self.include_omega else []
-        return (*(layer.name for layer in chain.layers), chain.readout_name, *own)
+        return network.block_names(self.per, self.include_omega)
 
-    def names(self, chain: Chain) -> tuple[str, ...]:
+    def names(self, network: Chain | Network) -> tuple[str, ...]:
         """Names of the outputs."""
         if self.one_output:
             return ("model",) if self.per == "model" else ("weighted sum",)
-        return self.block_names(chain)
+        return self.block_names(network)
 
 
-def prepare(model: nn.Module, x1: Tensor, x2: Tensor | None, op: str) -> tuple[Chain, Tensor, Tensor | None]:
+def prepare(
+    model: nn.Module, x1: Any, x2: Any, op: str, *, per: str = "layer", output_fn: OutputFn | None = None
+) -> tuple[Chain | Network, Any, Any]:
     """Read the network and check the inputs; 16 bits are taken over into float32."""
-    chain = chain_of(model, op)
+    check_choice(op, "per", per, _PER)
+    if output_fn is not None and per == "layer":
+        raise ValueError(f"nftk.{op}: output_fn must go with per='module' or 'model', got per='layer'")
+    if output_fn is not None and not callable(output_fn):
+        raise TypeError(f"nftk.{op}: output_fn must be a function of what the model returns, got {output_fn!r}")
+    if per != "layer" and (output_fn is not None or isinstance(x1, Mapping)):
+        return network_of(model, x1, x2, output_fn, op)
+    try:
+        chain = chain_of(model, op)
+    except NotImplementedError as refusal:
+        if per == "layer":
+            raise NotImplementedError(f"{refusal}; per='module' and per='model' take any module") from None
+        return network_of(model, x1, x2, output_fn, op)
     first = _check_input(chain, "x1", x1, op)
     second = None if x2 is None else _check_input(chain, "x2", x2, op)
     if chain.dtype in (torch.float16, torch.bfloat16):
@@ -115,9 +129,12 @@ def prepare(model: nn.Module, x1: Tensor, x2: Tensor | None, op: str) -> tuple[C
     return chain, first, second
 
 
-def detached(chain: Chain, x1: Tensor, x2: Tensor | None) -> tuple[Chain, Tensor, Tensor | None]:
+def detached(network: Chain | Network, x1: Any, x2: Any) -> tuple[Chain | Network, Any, Any]:
     """Cut the parameters and inputs off from any graph."""
-    return chain.map(Tensor.detach), x1.detach(), None if x2 is None else x2.detach()
+    if isinstance(network, Network):
+        # it cuts off both as it runs
+        return network, x1, x2
+    return network.map(Tensor.detach), x1.detach(), None if x2 is None else x2.detach()
 
 
 def _check_input(chain: Chain, name: str, x: Any, op: str) -> Tensor:

@@ -22,8 +22,10 @@ except ModuleNotFoundError:  # Windows
 from nftk.tangent.chain import Chain
 from nftk.tangent.file_memory import create, is_as_created, open_memory
 from nftk.tangent.kernel_file import describe
+from nftk.tangent.modules.network import Network
 from nftk.tangent.plan import Plan, Tile
 from nftk.tangent.request import Request
+from nftk.tangent.source import Inputs
 from nftk.tangent.sweep import Sweep
 
 # seconds between two notes of what is done: each waits for the disk
@@ -48,9 +50,9 @@ class OtherKernelError(ValueError):
 
 
 def compute_to_file(
-    chain: Chain,
-    x1: torch.Tensor,
-    x2: torch.Tensor | None,
+    network: Chain | Network,
+    x1: Inputs,
+    x2: Inputs | None,
     request: Request,
     path: Path,
     *,
@@ -65,7 +67,7 @@ def compute_to_file(
     has reached the disk. Killed at any moment, the same call goes on after the last of these lines.
 
     Args:
-        chain: The network, without gradients.
+        network: The network; a chain without gradients.
         x1: First inputs.
         x2: Second inputs, or None.
         request: What is asked for.
@@ -85,7 +87,8 @@ def compute_to_file(
     """
     path = path.resolve()
     partial, journal = (path.with_name(path.name + suffix) for suffix in (".partial", ".partial.tiles"))
-    identity = _identity(chain, x1, x2, request)
+    fresh = Sweep(network, x1, x2, request, budget=budget, op=op)
+    identity = _identity(fresh)
     with _locked(journal) as notes:
         begun = _read(notes)
         if begun is not None and not partial.exists():
@@ -101,14 +104,14 @@ def compute_to_file(
                     "others; give them again, or --overwrite"
                 )
             begun = None
-        sweep = Sweep(chain, x1, x2, request, budget=budget, op=op, plan=begun[1] if begun else None)
+        sweep = Sweep(network, x1, x2, request, budget=budget, op=op, plan=begun[1]) if begun else fresh
         header = describe(sweep.names, request.reduction, request.normalize, sweep.symmetric)
-        if begun is None or not is_as_created(partial, sweep.memory_shape(), x1.dtype, header):
+        if begun is None or not is_as_created(partial, sweep.memory_shape(), sweep.like.dtype, header):
             begun = None
             _begin(sweep, partial, notes, identity, header)
         done = begun[2] if begun else set()
         tiles = sweep.tiles()
-        memory = open_memory(partial, sweep.memory_shape(), x1.dtype, header)
+        memory = open_memory(partial, sweep.memory_shape(), sweep.like.dtype, header)
         note = _Notes(memory, notes, progress)
         try:
             sweep.run(torch.from_numpy(memory), done, note)
@@ -167,12 +170,12 @@ def _begin(sweep: Sweep, partial: Path, notes: IO[str], identity: str, header: s
     notes.truncate(0)
     partial.unlink(missing_ok=True)
     try:
-        create(partial, sweep.memory_shape(), sweep.x1.dtype, header)
+        create(partial, sweep.memory_shape(), sweep.like.dtype, header)
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        size = sweep.x1.element_size() * math.prod(sweep.memory_shape())
+        size = sweep.like.element_size() * math.prod(sweep.memory_shape())
         raise ValueError(f"nftk: {partial.parent} must have room for {size} bytes, got {error.strerror}") from None
     notes.write(json.dumps({"identity": identity, "plan": dataclasses.asdict(sweep.plan)}) + "\n")
     notes.flush()
@@ -197,21 +200,19 @@ def _read(notes: IO[str]) -> tuple[str, Plan, set[Tile]] | None:
     return found
 
 
-def _identity(chain: Chain, x1: torch.Tensor, x2: torch.Tensor | None, request: Request) -> str:
+def _identity(sweep: Sweep) -> str:
     """Checksum of everything that the numbers depend on, but rounding."""
-    total = hashlib.sha256(json.dumps(dataclasses.asdict(request)).encode())
+    total = hashlib.sha256(json.dumps(dataclasses.asdict(sweep.request)).encode())
 
     def add(x: torch.Tensor) -> torch.Tensor:
         total.update(f"{tuple(x.shape)} {x.dtype}".encode())
         total.update(x.detach().cpu().contiguous().numpy().data)
         return x
 
-    chain.map(add)
-    scales = [(layer.name, layer.activation.name, layer.scale, layer.bias_scale) for layer in chain.layers]
-    total.update(json.dumps([scales, [(r.layer, r.scale, r.bias) for r in chain.readouts]]).encode())
-    for x in (x1, x2):
-        if x is not None:
-            add(x)
+    total.update(json.dumps(sweep.source.describe(add)).encode())
+    for x in (sweep.x1, sweep.x2):
+        for tensor in () if x is None else (x,) if isinstance(x, torch.Tensor) else x:
+            add(tensor)
     return total.hexdigest()
 
 

@@ -3,18 +3,18 @@
 import contextlib
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nftk.ops.precision import full_precision
-from nftk.ops.tangent_gram import fill
 from nftk.ops.tangent_gram_torch import memory_shape, write_mirrored
-from nftk.tangent.blocks import Rectangle, apply_scale, blocks_of, self_kernels
 from nftk.tangent.chain import Chain
-from nftk.tangent.plan import Plan, Tile, costs, make_plan
+from nftk.tangent.modules.network import Network
+from nftk.tangent.plan import Plan, Tile, make_plan
 from nftk.tangent.request import Request
-from nftk.tangent.walk import Tangents, tangents
+from nftk.tangent.source import Inputs, Source, like, source_of
 
 TileDone = Callable[[Tile, int, int], None]
 
@@ -23,9 +23,9 @@ class Sweep:
     """One kernel to be computed: of which network, for which examples, and in which order.
 
     Args:
-        chain: The network; its parameters carry no gradients.
-        x1: First inputs, ``(n1, m)``.
-        x2: Second inputs, ``(n2, m)``; None: the first.
+        network: A chain, whose parameters carry no gradients; or any other network.
+        x1: First inputs; of a chain ``(n1, m)``.
+        x2: Second inputs; None: the first.
         request: What is asked for.
         budget: Bytes for everything beside inputs and output.
         op: Name for messages.
@@ -34,33 +34,32 @@ class Sweep:
 
     def __init__(
         self,
-        chain: Chain,
-        x1: Tensor,
-        x2: Tensor | None,
+        network: Chain | Network,
+        x1: Inputs,
+        x2: Inputs | None,
         request: Request,
         *,
         budget: int,
         op: str,
         plan: Plan | None = None,
     ) -> None:
-        self.chain, self.x1, self.x2, self.request = chain, x1, x2, request
+        self.network, self.x1, self.x2, self.request = network, x1, x2, request
         self.form = request.form
-        self.names = request.names(chain)
-        self.blocks = blocks_of(chain, request.per, request.include_omega)
+        self.names = request.names(network)
+        self.like = like(network)
         self.one_output = request.one_output
         self._apart = request.per == "layer"
-        cost = costs(chain, request, self.n1, self.n2)
-        # the sum of all blocks needs them all at once: a tile is written once, and can be written again
-        may_group = self._apart and not self.one_output
+        self.source: Source = source_of(network, request, self.n1, self.n2, symmetric=self.symmetric, budget=budget)
         # of a negative weight one side has the sign
         self._sides_differ = request.weights is not None and min(request.weights) < 0
         self.plan = plan or make_plan(
-            cost,
+            self.source.costs(),
             self.n1,
             self.n2,
             symmetric=self.symmetric,
             sides_differ=self._sides_differ,
-            may_group=may_group,
+            # the sum of all blocks needs them all at once: a tile is written once, and can be written again
+            may_group=self._apart and not self.one_output,
             budget=budget,
             op=op,
         )
@@ -74,16 +73,16 @@ class Sweep:
     @property
     def n1(self) -> int:
         """Number of first examples."""
-        return self.x1.shape[0]
+        return len(self.x1)
 
     @property
     def n2(self) -> int:
         """Number of second examples."""
-        return self.x1.shape[0] if self.x2 is None else self.x2.shape[0]
+        return len(self.x1 if self.x2 is None else self.x2)
 
     def memory_shape(self) -> tuple[int, ...]:
         """Shape of the output, in the order of memory that is fastest."""
-        return memory_shape(self.form, len(self.names), self.n1, self.n2, self.chain.out_features)
+        return memory_shape(self.form, len(self.names), self.n1, self.n2, self.network.out_features)
 
     def tiles(self) -> list[Tile]:
         """All tiles, in the order in which :meth:`run` fills them."""
@@ -92,7 +91,7 @@ class Sweep:
 
     def _groups(self) -> tuple[tuple[int, int], ...]:
         """Ranges of blocks that are walked back together."""
-        return self.plan.groups if self._apart and not self.one_output else ((0, len(self.blocks)),)
+        return self.plan.groups if self._apart and not self.one_output else ((0, self.source.blocks),)
 
     @torch.no_grad()
     def run(self, out: Tensor, done: Collection[Tile] = (), tile_done: TileDone | None = None) -> None:
@@ -100,15 +99,15 @@ class Sweep:
         tiles = self.tiles()
         total = sum(map(_area, tiles))
         passed = 0
-        exact = full_precision(self.x1) if self.request.precision == "highest" else contextlib.nullcontext()
-        with exact, torch.autocast(self.x1.device.type, enabled=False):
+        exact = full_precision(self.like) if self.request.precision == "highest" else contextlib.nullcontext()
+        with exact, torch.autocast(self.like.device.type, enabled=False):
             if self.request.normalize is not None:
                 left = self.self_kernels(self.x1)
                 right = left if self.x2 is None else self.self_kernels(self.x2)
                 self._scales = self.scales(left, right)
             elif self.request.weights is not None:
                 self._scales = self.scales(None, None)
-            held: tuple[tuple[int, ...], Tangents] | None = None
+            held: tuple[tuple[int, ...], Any] | None = None
             for tile in tiles:
                 passed += _area(tile)
                 if tile in done:
@@ -126,7 +125,7 @@ class Sweep:
         top = tile.rows[0] - tile.rows[0] % self.plan.rows
         return top, min(top + self.plan.rows, self.n1)
 
-    def _fill(self, out: Tensor, tile: Tile, block: tuple[int, int], held: Tangents) -> None:
+    def _fill(self, out: Tensor, tile: Tile, block: tuple[int, int], held: Any) -> None:
         """One tile, and its mirror image where the kernel is symmetric."""
         rows, columns = slice(*tile.rows), slice(*tile.columns)
         left = held.part(slice(rows.start - block[0], rows.stop - block[0]))
@@ -137,22 +136,11 @@ class Sweep:
             x = self.x1 if self.x2 is None else self.x2
             right = self._scaled_tangents(x, "right", tile.columns, tile.outputs)
         group = self._group(tile.outputs)
-        blocks = self.blocks[group]
-        outputs = [0] * len(blocks) if self.one_output else list(range(len(blocks)))
-        rectangle = Rectangle(self.chain, left, right)
         scales = [self._scale(side, part, group) for side, part in (("left", rows), ("right", columns))]
         part = self._at(out, rows, columns)[tile.outputs[0] : tile.outputs[1]]
         on_diagonal = self.symmetric and tile.rows == tile.columns
-        target = part if part.device == self.x1.device else torch.empty_like(part, device=self.x1.device)
-        fill(
-            target,
-            rectangle.terms(blocks, outputs),
-            self.form,
-            on_diagonal,
-            rectangle.identities(blocks, outputs, *scales),
-            self.request.precision,
-            self.request.backend,
-        )
+        target = part if part.device == self.like.device else torch.empty_like(part, device=self.like.device)
+        self.source.fill(target, left, right, group, on_diagonal, *scales)
         if target is not part:
             part.copy_(target)
         if self.symmetric and not on_diagonal:
@@ -165,36 +153,29 @@ class Sweep:
 
     def _group(self, outputs: tuple[int, int]) -> slice:
         """Which blocks a range of outputs is made of."""
-        return slice(0, len(self.blocks)) if self.one_output else slice(*outputs)
+        return slice(0, self.source.blocks) if self.one_output else slice(*outputs)
 
-    def _tangents(self, x: Tensor, part: slice, group: slice) -> Tangents:
-        wanted = range(len(self.blocks))[group] if self._apart else None
-        summed = self.request.reduction == "sum_logits"
-        return tangents(self.chain, x[part], wanted, summed=summed, with_readouts=self.request.include_omega)
-
-    def _scaled_tangents(self, x: Tensor, side: str, part: tuple[int, int], outputs: tuple[int, int]) -> Tangents:
+    def _scaled_tangents(self, x: Inputs, side: str, part: tuple[int, int], outputs: tuple[int, int]) -> Any:
         group = self._group(outputs)
-        found = self._tangents(x, slice(*part), group)
+        found = self.source.tangents(x[slice(*part)], group)
         scale = self._scale(side, slice(*part), group)
         if scale is not None:
-            apply_scale(found, self.blocks[group], scale)
+            self.source.scale_(found, group, scale)
         return found
 
     def _scale(self, side: str, part: slice, group: slice) -> Tensor | None:
         whole = self._scales[side == "right"]
         return None if whole is None else whole[group, part]
 
-    def self_kernels(self, x: Tensor) -> Tensor:
+    def self_kernels(self, x: Inputs) -> Tensor:
         """Theta[x, x] of all blocks, [b, n, d or 1], for as many examples at a time as the plan holds."""
-        found = [x.new_zeros(len(self.blocks), 0, 1 if self.form == "trace" else self.chain.out_features)]
-        with torch.no_grad(), full_precision(x), torch.autocast(x.device.type, enabled=False):
-            for start in range(0, x.shape[0], self.plan.columns):
-                part = slice(start, min(start + self.plan.columns, x.shape[0]))
+        d = 1 if self.form == "trace" else self.network.out_features
+        found = [self.like.new_zeros(self.source.blocks, 0, d)]
+        with torch.no_grad(), full_precision(self.like), torch.autocast(self.like.device.type, enabled=False):
+            for start in range(0, len(x), self.plan.columns):
+                part = x[start : start + self.plan.columns]
                 groups = [slice(*ends) for ends in self._groups()]
-                pieces = [
-                    self_kernels(self.chain, self.blocks[group], self._tangents(x, part, group), form=self.form)
-                    for group in groups
-                ]
+                pieces = [self.source.self_kernels(self.source.tangents(part, group), group) for group in groups]
                 found.append(torch.cat(pieces))
         return torch.cat(found, dim=1)
 
@@ -202,7 +183,7 @@ class Sweep:
         """Factors of the tangents of both sides, [b, n, d or 1], from their self-kernels and the weights."""
         sides = [self._normalizer(left), self._normalizer(right)]
         if self.request.weights is not None:
-            weights = self.x1.new_tensor(self.request.weights)[:, None, None]
+            weights = self.like.new_tensor(self.request.weights)[:, None, None]
             # the root on either side, so that one walk serves both where the examples are the same
             roots = weights.sign() * weights.abs().sqrt(), weights.abs().sqrt()
             for i, (root, n) in enumerate(zip(roots, (self.n1, self.n2), strict=True)):

@@ -1,0 +1,197 @@
+"""What the tangent kernel has to know of any module: what its parameters are used for, and their gradients."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from nftk.ops.precision import full_precision
+from nftk.tangent.modules.examples import Examples, OutputFn, outputs_of
+from nftk.tangent.modules.recording import Recording, Use, plain_torch
+from nftk.tangent.modules.rules import Rule
+from nftk.tangent.modules.whole import whole_gradients
+
+
+@dataclass(frozen=True)
+class Site:
+    """Parameters of one module that are used together, and how their gradients are found.
+
+    With a rule of kind "products" or "rows" the gradient of an example is sum_s g_s a_s^T over positions s, in each of
+    ``groups``: a_s of ``inputs`` entries (of a table: a row's number, and ``inputs`` is the number of rows), g_s of
+    ``outputs``.
+    """
+
+    block: str
+    parameters: tuple[str, ...]
+    size: int  # of all parameters
+    rule: Rule | None  # None: by differentiating the whole model
+    uses: tuple[int, ...] = ()
+    why: str = ""  # there is no rule
+    groups: int = 1
+    positions: int = 1
+    inputs: int = 1
+    outputs: int = 1
+
+    @property
+    def factored(self) -> bool:
+        """Whether there are factors a and g."""
+        return self.rule is not None and self.rule.kind != "gradients"
+
+    @property
+    def columns(self) -> int:
+        """Entries of the gradient for each entry of g."""
+        return self.inputs + (self.rule is not None and self.rule.bias)
+
+
+@dataclass
+class Held:
+    """Of n examples: factors of a site, or its gradients, which are g of one position."""
+
+    a: Tensor | None  # [n, groups, positions, inputs]; of a table [n, positions]
+    g: Tensor  # [n, groups, positions, d, outputs]; gradients: [n, 1, 1, d, P]
+
+    def part(self, examples: slice) -> "Held":
+        """Some of the examples, as views."""
+        return Held(None if self.a is None else self.a[examples], self.g[examples])
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model and its sites."""
+
+    model: nn.Module
+    output_fn: OutputFn | None
+    parameters: Mapping[str, Tensor]
+    sites: tuple[Site, ...]
+    blocks: tuple[str, ...]
+    calls: tuple[tuple[str, tuple[str, ...]], ...]  # name and owners of every use
+    copied: frozenset[int]
+    expanded: frozenset[int]
+    out_features: int
+    walk_bytes: int  # of one example: what is alive while its gradients are found
+    mapped: bool  # whether torch.vmap goes through the whole model
+    op: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return next(iter(self.parameters.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
+
+    @property
+    def has_omega(self) -> bool:
+        """Whether there is an Omega with a block of its own."""
+        return False
+
+    def block_names(self, per: str, include_omega: bool) -> tuple[str, ...]:
+        """What the blocks are of."""
+        return self.blocks
+
+    def gradients(self, x: Examples, *, summed: bool) -> Iterator[tuple[int, list[Held]]]:
+        """For one output after another, its number and what every site holds of it, with d = 1.
+
+        The factors a are those of the first output.
+        """
+        with plain_torch(), full_precision(torch.empty(0, dtype=self.dtype, device=self.device)):
+            f, uses, _ = run(self, x)
+            calls = tuple((use.name, use.owners) for use in uses)
+            if calls != self.calls:
+                raise NotImplementedError(
+                    f"nftk.{self.op}: model must use its parameters in the same way for every batch, got "
+                    f"{len(calls)} uses where the first examples had {len(self.calls)}, or others"
+                )
+            factors = [read(site, uses) if site.factored else None for site in self.sites]
+            edges = [edge for use in uses for edge in use.edges]
+            outputs = f.sum(1, keepdim=True) if summed else f
+            whole = self._whole(x, summed)
+            for i in range(outputs.shape[1]):
+                last = i + 1 == outputs.shape[1]
+                grads = backward(outputs[:, i].sum(), edges, uses, keep=not last)
+                found = []
+                for s, site in enumerate(self.sites):
+                    if site.rule is None:
+                        found.append(Held(None, whole[s][:, i].reshape(len(x), 1, 1, 1, -1)))
+                    else:
+                        found.append(Held(factors[s], turned(site, uses, grads)))
+                yield i, found
+
+    def _whole(self, x: Examples, summed: bool) -> dict[int, Tensor]:
+        """Gradients [n, d, P] of the sites without a rule."""
+        found: dict[int, Tensor] = {}
+        wanted = [s for s, site in enumerate(self.sites) if site.rule is None]
+        if wanted:
+            names = [name for s in wanted for name in self.sites[s].parameters]
+            function = output_function(self)
+            by_name = whole_gradients(self.model, self.parameters, names, x, function, summed=summed, map=self.mapped)
+            for s in wanted:
+                found[s] = torch.cat([by_name[name] for name in self.sites[s].parameters], dim=2)
+        return found
+
+
+def output_function(network: Network) -> Callable[[Examples], Tensor]:
+    """Examples to outputs [n, d]."""
+
+    def function(x: Examples) -> Tensor:
+        return outputs_of(network.op, x.given_to(network.model), network.output_fn, len(x)).to(network.dtype)
+
+    return function
+
+
+def run(network: Network, x: Examples) -> tuple[Tensor, list[Use], int]:
+    """Outputs, the uses of parameters, and bytes of all results."""
+    recording = Recording(network.parameters, len(x), network.copied, network.expanded)
+    with recording:
+        f = output_function(network)(x.map(usable))
+    return f, recording.uses, recording.bytes
+
+
+def usable(x: Tensor) -> Tensor:
+    """A tensor that autograd can take."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
+def backward(
+    f: Tensor, edges: Sequence[Tensor | GradientEdge], uses: list[Use], *, keep: bool
+) -> list[list[Tensor | None]]:
+    """Gradients of f in the outputs of every use; None for those that it does not depend on."""
+    found: list[Tensor | None] = [None] * len(edges)
+    if f.requires_grad and edges:
+        wanted: Any = edges  # tensors and edges, which torch's own types do not mix
+        found = list(torch.autograd.grad(f, wanted, retain_graph=keep, allow_unused=True))
+    grouped, start = [], 0
+    for use in uses:
+        grouped.append(found[start : start + len(use.edges)])
+        start += len(use.edges)
+    return grouped
+
+
+def read(site: Site, uses: list[Use]) -> Tensor:
+    """The factor a of all uses of a site, one after the other."""
+    assert site.rule is not None
+    assert site.rule.read is not None
+    parts = [site.rule.read(uses[u]) for u in site.uses]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1 if site.rule.kind == "rows" else 2)
+
+
+def turned(site: Site, uses: list[Use], grads: list[list[Tensor | None]]) -> Tensor:
+    """The factor g, or the gradients, of one output: [n, groups, positions, 1, outputs]."""
+    rule, parts = site.rule, []
+    assert rule is not None
+    for u in site.uses:
+        given = grads[u]
+        if rule.turn is not None:
+            parts.append(rule.turn(uses[u], torch.zeros_like(uses[u].outputs[0]) if given[0] is None else given[0]))
+        elif rule.gradients is not None:
+            filled = [torch.zeros_like(out) if g is None else g for out, g in zip(uses[u].outputs, given, strict=True)]
+            parts.append(rule.gradients(uses[u], list(filled)))
+    if rule.turn is not None:
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).unsqueeze(3)
+    total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    return total.reshape(total.shape[0], 1, 1, 1, -1)
