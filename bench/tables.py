@@ -287,9 +287,10 @@ TABLES = {
         "choice": functools.partial(experiment_table, "choice"),
         "table1": functools.partial(experiment_table, "table1"),
         "mse": functools.partial(experiment_table, "table1", 1),
+        "figure2": functools.partial(experiment_table, "figure2"),
         "starts": functools.partial(experiment_table, "sparsity"),
         "earned": functools.partial(experiment_table, "sparsity", 1),
-        "stability": functools.partial(experiment_table, "stability", 0),
+        "stability": functools.partial(experiment_table, "stability"),
         "theorem1": functools.partial(experiment_table, "theorem1"),
     },
     "README.md": {
