@@ -12,6 +12,7 @@ from nftk.reference.network import (
     readouts_reference,
     weighted_sum_reference,
 )
+from nftk.reference.project import projection_reference
 from nftk.reference.tangent_gram import tangent_gram_reference
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "hidden_states_reference",
     "infinite_ntk_reference",
     "network_reference",
+    "projection_reference",
     "readouts_reference",
     "tangent_gram_reference",
     "weighted_sum_reference",
