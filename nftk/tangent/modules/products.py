@@ -56,13 +56,15 @@ def add_gradients(
 ) -> None:
     """Add products of the gradients, made in pieces of at most some bytes, but of one entry of g."""
     width, d = left.g.shape[-1], left.g.shape[3]
-    examples = len(left.g) + (0 if symmetric else len(right.g))
+    # of a negative weight one side has the sign: then the sides differ where the examples do not
+    same = symmetric and left.g.data_ptr() == right.g.data_ptr()
+    examples = len(left.g) + (0 if same else len(right.g))
     each = max(piece_bytes(site, d, product.element_size()) * examples, 1)
     step = min(max(scratch // each, 1), width)
     for first in range(0, width, step):
         last = min(first + step, width)
         a = _flat(gradients(site, left, first, last), form)
-        b = a if symmetric else _flat(gradients(site, right, first, last), form)
+        b = a if same else _flat(gradients(site, right, first, last), form)
         times = d if form == "full" else 1
         for rows, columns in rectangles(len(left.g), len(right.g), symmetric):
             part = product[..., _times(rows, times), _times(columns, times)]

@@ -7,7 +7,7 @@ Two kinds of parameters have gradients that are sums of products, sum_s g_s a_s^
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,29 @@ class Rule:
     rows: int = 0
 
 
+def block_of(parameter: str) -> str:
+    """Name of the module whose own parameter it is."""
+    return parameter.rpartition(".")[0] or "model"
+
+
+def split_by_block(rule: Rule, sizes: list[int]) -> list[Rule]:
+    """A rule for each module among the owners, where gradients are found together."""
+    whole = rule.gradients
+    blocks = list(dict.fromkeys(map(block_of, rule.parameters)))
+    if whole is None or len(blocks) == 1:
+        return [rule]
+    found = []
+    for block in blocks:
+        mine = [i for i, name in enumerate(rule.parameters) if block_of(name) == block]
+
+        def gradients(use: Use, grads: list[Tensor | None], mine: list[int] = mine) -> Tensor:
+            parts = whole(use, grads).split(sizes, dim=1)
+            return torch.cat([parts[i] for i in mine], dim=1)
+
+        found.append(replace(rule, parameters=tuple(rule.parameters[i] for i in mine), gradients=gradients))
+    return found
+
+
 def rule_of(use: Use, inputs: dict[int, Layout], outputs: list[Layout | None]) -> Rule:
     """The rule for a use whose inputs and outputs lie as given; inputs that are not there are the same for all."""
     named, name = _named(use), use.name
@@ -63,7 +86,14 @@ def rule_of(use: Use, inputs: dict[int, Layout], outputs: list[Layout | None]) -
     # by places, not by names: where one parameter serves twice it has two places
     roles = dict(zip((id(use.leaves[i]) for i in use.places), use.owners, strict=True))
     own = tuple(roles[id(x)] for x in (weight, bias) if id(x) in roles)
-    plain = simple and len(own) == len(use.owners) and id(weight) in roles and (bias is None or id(bias) in roles)
+    together = len({block_of(name) for name in own}) == 1
+    plain = (
+        simple
+        and together
+        and len(own) == len(use.owners)
+        and id(weight) in roles
+        and (bias is None or id(bias) in roles)
+    )
     if plain and first is not None:
         scaled = (named.get("beta", 1), named.get("alpha", 1)) != (1, 1)
         matrix = name in ("linear", "addmm") and not scaled
@@ -122,7 +152,8 @@ def _joined(x: Tensor, times: int) -> Tensor:
     """[n k, groups, positions, c] to [n, groups, k positions, c]."""
     if times == 1:
         return x
-    return x.unflatten(0, (-1, times)).transpose(1, 2).flatten(2, 3)
+    apart: Tensor = x.unflatten(0, (-1, times))  # type: ignore[no-untyped-call]
+    return apart.transpose(1, 2).flatten(2, 3)
 
 
 def unfold(named: dict[str, Any], dims: int) -> Tensor:

@@ -13,7 +13,7 @@ from nftk.tangent.modules.layout import PROBE, Layout, layout_of
 from nftk.tangent.modules.network import Held, Network, Site, backward, output_function, read, run, turned
 from nftk.tangent.modules.products import own_gradients
 from nftk.tangent.modules.recording import Use, plain_torch
-from nftk.tangent.modules.rules import Rule, rule_of
+from nftk.tangent.modules.rules import Rule, block_of, rule_of, split_by_block
 from nftk.tangent.modules.whole import wanting, whole_gradients
 
 
@@ -78,7 +78,7 @@ def _study(bare: Network, x: Examples) -> Network:
     sites += _remaining(network, reasons, truth)
     order = list(network.parameters)
     sites.sort(key=lambda site: order.index(site.parameters[0]))
-    blocks = tuple(dict.fromkeys(_block(name) for name in network.parameters))
+    blocks = tuple(dict.fromkeys(block_of(name) for name in network.parameters))
     network = dataclasses.replace(network, sites=tuple(sites), blocks=blocks)
     return dataclasses.replace(network, mapped=_maps(network, three, truth, direction))
 
@@ -157,8 +157,10 @@ def _sites(
         if len(layouts) > 1:
             reasons.update(dict.fromkeys(key[1], "its uses lay their examples differently"))
             continue
-        size = sum(network.parameters[name].numel() for name in key[1])
-        sites.append(Site(_block(key[1][0]), key[1], size, rules[key], tuple(numbers)))
+        sizes = {name: network.parameters[name].numel() for name in key[1]}
+        for rule in split_by_block(rules[key], list(sizes.values())):
+            own = rule.parameters
+            sites.append(Site(block_of(own[0]), own, sum(sizes[name] for name in own), rule, tuple(numbers)))
     return sites, reasons
 
 
@@ -213,10 +215,6 @@ def _close(a: Tensor, b: Tensor) -> bool:
     a, b = a.detach(), b.detach()
     gap, size = float(torch.linalg.vector_norm(a - b)), float(torch.linalg.vector_norm(b))
     return gap <= torch.finfo(a.dtype).eps ** 0.5 * size or torch.equal(a, b)
-
-
-def _block(parameter: str) -> str:
-    return parameter.rpartition(".")[0] or "model"
 
 
 def _checked(
@@ -293,7 +291,7 @@ def _sized(site: Site, uses: list[Use], grads: list[list[Tensor | None]]) -> Sit
 def _remaining(network: Network, reasons: dict[str, str], truth: dict[str, Tensor | None]) -> list[Site]:
     """Sites of what has no rule; parameters that nothing depends on are in none."""
     return [
-        Site(_block(name), (name,), size := network.parameters[name].numel(), None, why=why, outputs=size)
+        Site(block_of(name), (name,), size := network.parameters[name].numel(), None, why=why, outputs=size)
         for name, why in reasons.items()
         if truth[name] is not None
     ]
