@@ -22,6 +22,12 @@ RECURSION = " ".join(
     for name in ("_numbers_by_layer_and_opposite_inputs", "_into_the_memory_of_the_gaps", "")
 )
 RECURSIONS = "kernels/layer_recursion.py"
+PROJECT = " ".join(
+    f"tests/test_project.py::{name}"
+    for name in ("test_triton", "test_triton_transpose_of_blocks", "test_signs_are_the_same_to_the_bit",
+                 "test_normal_numbers_are_the_same_to_rounding", "test_triton_splits_of_long_inputs")
+)  # fmt: skip
+PROJECTS = "kernels/project.py"
 
 # seconds; programs that wait for others which never start do so for ever
 LONGEST = 1800
@@ -112,6 +118,22 @@ MUTANTS = {
     "recursion: the readout's own number taken for the variance": (RECURSION, RECURSIONS, "value = tl.load(p + 6) * kernel", "value = readout_var * kernel"),
     "recursion: slope at 0 of an example of zeros": (RECURSION, RECURSIONS, "slopes = tl.where(tl.minimum(rho1, rho2) > 0, slopes, x1 * x2)", "slopes = tl.where(rho1 > 0, slopes, x1 * x2)"),
     "recursion: erf's arc sine beyond its polynomial": (RECURSION, RECURSIONS, "small = hat * hat < 0.5", "small = hat * hat < 0.9"),
+    # random projections
+    "project: high half of the column forgotten": (PROJECT, PROJECTS, "    high = (columns >> 32).to(tl.uint32)\n", "    high = (columns * 0).to(tl.uint32)\n"),
+    "project: words in another order": (PROJECT, PROJECTS, "tl.join(tl.join(w0, w2), tl.join(w1, w3))", "tl.join(tl.join(w0, w1), tl.join(w2, w3))"),
+    "project: bits from the other end": (PROJECT, PROJECTS, "shifts = (31 - tl.arange(0, 32))", "shifts = tl.arange(0, 32)"),
+    "project: every 128 rows the same": (PROJECT, PROJECTS, "none + block.to(tl.uint32), none)", "none, none)"),
+    "project: a float32 in two parts": (PROJECT, PROJECTS, "tl.dot(middle, signs, tl.dot(low, signs))", "tl.dot(middle, signs)"),
+    "project: one part of a float32": (PROJECT, PROJECTS, "acc += tl.dot(high, signs, part)", "acc += tl.dot(high, signs)"),
+    "project: sine for cosine": (PROJECT, PROJECTS, "a = tl.where(odd, sine, cosine)", "a = tl.where(odd, cosine, sine)"),
+    "project: cosine's sign in one quarter": (PROJECT, PROJECTS, "(quarter % 4 == 1) | (quarter % 4 == 2), -a", "(quarter % 4 == 1) | (quarter % 4 == 3), -a"),
+    "project: normal numbers in another order": (PROJECT, PROJECTS, "tl.join(tl.join(first * a, second * c), tl.join(first * b, second * d))", "tl.join(tl.join(first * a, first * b), tl.join(second * c, second * d))"),
+    "project: a column too many": (PROJECT, PROJECTS, "mask_p = cols < p", "mask_p = cols <= p"),
+    "project: steps that no split takes": (PROJECT, PROJECTS, "range(split * steps // splits, (split + 1) * steps // splits)", "range(split * (steps // splits), (split + 1) * (steps // splits))"),
+    "project: blocks share their columns": (PROJECT, PROJECTS, "first = offset + repeat * p", "first = offset + repeat * 0"),
+    "project: transposed blocks share their columns": (PROJECT, PROJECTS, "offset + repeat * p + cols", "offset + cols"),
+    "project: transpose of the first 128 rows": (PROJECT, PROJECTS, "for step in range(repeats * across)", "for step in range(repeats)"),
+    "project: rows beyond k read": (PROJECT, PROJECTS, "mask=mask_n[:, None] & (lanes < k)[None, :], other=0.0", "mask=mask_n[:, None] & (lanes <= k)[None, :], other=0.0"),
     # the operations
     "op: gradient of the inputs never asked for": (READOUT, "nftk/ops/readout.py", "need_h, need_v = any(ctx.needs_input_grad[3:])", "need_h, need_v = any(ctx.needs_input_grad[4:])"),
     "op: f_l marked as without gradient": (READOUT, "nftk/ops/readout.py", "        if not ctx.settings[1]:\n            ctx.mark", "        if True:\n            ctx.mark"),

@@ -8,6 +8,7 @@ from nftk.attribution.counterfactual import (
     rank_agreement,
     retrain,
 )
+from nftk.attribution.explanation import Explanation, explain
 from nftk.attribution.leave_one_out import leave_one_out
 from nftk.attribution.poisoned import Suspicion, find_poisoned
 from nftk.attribution.ranking import Ranked, bottom_k, top_k
@@ -16,11 +17,13 @@ from nftk.attribution.self_influence import self_influence
 __all__ = [
     "Agreement",
     "Attribution",
+    "Explanation",
     "Ranked",
     "Suspicion",
     "attribute",
     "bottom_k",
     "draw_subsets",
+    "explain",
     "find_poisoned",
     "leave_one_out",
     "linear_datamodeling_score",

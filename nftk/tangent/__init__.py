@@ -1,23 +1,29 @@
 """Tangent kernels, kept apart by layer."""
 
+from nftk.tangent.choose_k import choose_k
 from nftk.tangent.diagnostics import Drift, Spectrum, alignment, drift, effective_rank, spectrum
 from nftk.tangent.empirical_ntk import empirical_ntk, self_kernels
 from nftk.tangent.infinite_ntk import arguments_for, infinite_ntk, series_error
 from nftk.tangent.layer_kernels import LayerKernels
 from nftk.tangent.modules.table import ModulePlan, plan
+from nftk.tangent.project_tangents import project_tangents
+from nftk.tangent.projected_tangents import ProjectedTangents
 
 __all__ = [
     "Drift",
     "LayerKernels",
     "ModulePlan",
+    "ProjectedTangents",
     "Spectrum",
     "alignment",
     "arguments_for",
+    "choose_k",
     "drift",
     "effective_rank",
     "empirical_ntk",
     "infinite_ntk",
     "plan",
+    "project_tangents",
     "self_kernels",
     "series_error",
     "spectrum",
