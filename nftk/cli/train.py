@@ -37,6 +37,7 @@ FILES = (
     "omega.png",
     "report.html",
     "summary.json",
+    "surrogate.safetensors",
 )
 
 
@@ -154,6 +155,8 @@ def _prepare(out: Path, settings: Settings, *, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
+    for picture in out.glob("explain_*.png"):
+        picture.unlink()
     write_text(out / "config.json", settings.to_json())
 
 

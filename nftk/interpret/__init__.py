@@ -2,7 +2,17 @@
 
 from nftk.interpret.faithfulness import DeletionCurve, deletion_curve, rank_correlation, stability
 from nftk.interpret.importance import importance
+from nftk.interpret.plot_explanation import plot_explanation
 from nftk.interpret.plot_omega import plot_omega
 from nftk.interpret.report import report
 
-__all__ = ["DeletionCurve", "deletion_curve", "importance", "plot_omega", "rank_correlation", "report", "stability"]
+__all__ = [
+    "DeletionCurve",
+    "deletion_curve",
+    "importance",
+    "plot_explanation",
+    "plot_omega",
+    "rank_correlation",
+    "report",
+    "stability",
+]
