@@ -15,10 +15,10 @@ from rich.text import Text
 
 import nftk
 from nftk.cli import evaluate as evaluating
+from nftk.cli import explain as explaining
 from nftk.cli import info as informing
 from nftk.cli import kernel as kerneling
 from nftk.cli import report as reporting
-from nftk.cli import reproduce as reproducing
 from nftk.cli import ridge as ridging
 from nftk.cli import train as training
 from nftk.cli.progress import Progress
@@ -215,6 +215,44 @@ def kernel(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Folder that nftk train left.")],
+    index: Annotated[int, typer.Option(help="Which test example, from 0.")] = 0,
+    data: Annotated[str | None, typer.Option(help="Other data than the run's, as for train.")] = None,
+    data_dir: DataDir = None,
+    class_: Annotated[
+        str | None, typer.Option("--class", help="The class to explain; default: the one that the network predicts.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many training examples for and against.")] = 5,
+    limit: Annotated[int, typer.Option(help="Fit the surrogate to so many training examples, drawn by --seed.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of --limit and of the examples that choose the penalty.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The picture; default explain_INDEX.png in the run.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Explain a prediction: the training examples that speak for and against it, and through which layers."""
+    result = _guarded(
+        lambda: explaining.explain(
+            run,
+            index,
+            data=data,
+            data_dir=data_dir,
+            class_=class_,
+            top=top,
+            limit=limit,
+            seed=seed,
+            out=out,
+            overwrite=overwrite,
+            progress=Progress(quiet=as_json),
+        )
+    )
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        explaining.show(result)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder that nftk train left.")],
     out: Annotated[Path | None, typer.Option(help="The HTML file; default report.html in the run.")] = None,
@@ -292,38 +330,6 @@ def ridge(
         # a matrix, which omega.png shows better
         result.pop("omega", None)
     _report(result, as_json, "Kernel ridge regression" if out is None else f"Kernel ridge regression in {out}")
-
-
-@app.command()
-def reproduce(
-    experiments: Annotated[
-        list[str] | None,
-        typer.Argument(help="table1, figure2, sparsity, stability, theorem1, choice; default: all but choice."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for tables, figures and records.")] = Path("results"),
-    runs: Annotated[Path, typer.Option(help="Folder for the networks, which are trained once.")] = Path(
-        "runs/reproduce"
-    ),
-    data_dir: Annotated[str | None, typer.Option(help="Folder with MNIST and the movie reviews.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many, from 0; default 5, with --quick 1.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small and soon done, to see that it works.")] = False,
-    jobs: Annotated[int | None, typer.Option(help="Networks trained at a time; default: one a core.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Reproduce the paper's experiments, and those that it leaves open; the same command goes on where it was."""
-    result = _guarded(
-        lambda: reproducing.reproduce(
-            experiments or [],
-            out=out,
-            runs=runs,
-            data_dir=data_dir,
-            seeds=seeds,
-            quick=quick,
-            jobs=jobs,
-            progress=Progress(quiet=as_json),
-        )
-    )
-    _report(result, as_json, f"Experiments in {out}")
 
 
 @app.command()
