@@ -6,6 +6,7 @@ from nftk.tangent.empirical_ntk import empirical_ntk, self_kernels
 from nftk.tangent.infinite_ntk import arguments_for, infinite_ntk, series_error
 from nftk.tangent.layer_kernels import LayerKernels
 from nftk.tangent.modules.table import ModulePlan, plan
+from nftk.tangent.named_kernels import conjugate_kernel, embedding_kernel, loss_gradient_kernel, pntk, trntk, trntk0
 from nftk.tangent.project_tangents import project_tangents
 from nftk.tangent.projected_tangents import ProjectedTangents
 
@@ -17,14 +18,20 @@ __all__ = [
     "Spectrum",
     "alignment",
     "arguments_for",
+    "conjugate_kernel",
     "choose_k",
     "drift",
     "effective_rank",
+    "embedding_kernel",
     "empirical_ntk",
     "infinite_ntk",
+    "loss_gradient_kernel",
     "plan",
+    "pntk",
     "project_tangents",
     "self_kernels",
     "series_error",
     "spectrum",
+    "trntk",
+    "trntk0",
 ]
