@@ -19,6 +19,7 @@ from nftk.cli import explain as explaining
 from nftk.cli import info as informing
 from nftk.cli import kernel as kerneling
 from nftk.cli import report as reporting
+from nftk.cli import reproduce as reproducing
 from nftk.cli import ridge as ridging
 from nftk.cli import train as training
 from nftk.cli.progress import Progress
@@ -330,6 +331,38 @@ def ridge(
         # a matrix, which omega.png shows better
         result.pop("omega", None)
     _report(result, as_json, "Kernel ridge regression" if out is None else f"Kernel ridge regression in {out}")
+
+
+@app.command()
+def reproduce(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(help="table1, figure2, sparsity, stability, theorem1, choice; default: all but choice."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for tables, figures and records.")] = Path("results"),
+    runs: Annotated[Path, typer.Option(help="Folder for the networks, which are trained once.")] = Path(
+        "runs/reproduce"
+    ),
+    data_dir: Annotated[str | None, typer.Option(help="Folder with MNIST and the movie reviews.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many, from 0; default 5, with --quick 1.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small and soon done, to see that it works.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Networks trained at a time; default: one a core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Reproduce the paper's experiments, and those that it leaves open; the same command goes on where it was."""
+    result = _guarded(
+        lambda: reproducing.reproduce(
+            experiments or [],
+            out=out,
+            runs=runs,
+            data_dir=data_dir,
+            seeds=seeds,
+            quick=quick,
+            jobs=jobs,
+            progress=Progress(quiet=as_json),
+        )
+    )
+    _report(result, as_json, f"Experiments in {out}")
 
 
 @app.command()
