@@ -73,7 +73,7 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training data; default 40 for digits, 4 for imdb, else 10.")
+        int | None, typer.Option(help="Passes over the training data; default 40 for digits, 2 for imdb, else 10.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Examples a step; default 25 for digits and imdb, else 50.")

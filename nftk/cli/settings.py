@@ -9,7 +9,7 @@ from nftk import constraints
 
 # those of MNIST and of the reviews are the paper's, which names no epochs; digits is 45 times smaller, so it takes a
 # smaller network, smaller batches and more epochs
-_REVIEWS = {"depth": 5, "width": 128, "epochs": 4, "batch_size": 25, "lr": 0.1, "lr_omega": 0.1, "threads": None}
+_REVIEWS = {"depth": 5, "width": 128, "epochs": 2, "batch_size": 25, "lr": 0.1, "lr_omega": 0.1, "threads": None}
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"depth": 5, "width": 128, "epochs": 40, "batch_size": 25, "lr": 0.02, "lr_omega": 0.05, "threads": 1},
     "imdb": _REVIEWS,
