@@ -202,10 +202,14 @@ def test_columns_are_normalised_and_apart(kind):
     """E[P^T P] = I: no two columns, seeds, kinds or offsets share signs."""
     matrix = entries(4096, 40, seed=5, kind=kind, dtype=torch.float64)
     gram = matrix.mT @ matrix
-    assert (gram - torch.eye(40)).abs().max() < (0.15 if kind == "gaussian" else 0.09)
+    # in an SJLT some columns meet in one row of their four, by chance
+    most = {"rademacher": 0.09, "gaussian": 0.15, "sjlt": 0.51}[kind]
+    assert (gram - torch.eye(40)).abs().max() < most
+    assert (gram - torch.eye(40)).square().mean() < 2 / 4096
     for other in ({"seed": 6}, {"seed": 5 + 2**32}, {"seed": 5, "offset": 2**32}):
         apart = matrix.mT @ entries(4096, 40, kind=kind, dtype=torch.float64, **other)
-        assert apart.abs().max() < 0.09
+        assert apart.abs().max() < most
+        assert apart.square().mean() < 2 / 4096
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -337,8 +341,8 @@ def test_triton_compiles_for_three_gpus_without_spills(tmp_path):
 def test_errors(grid):
     x = torch.randn(2, 6)
 
-    def refused(kind, text, *args, call=project, **keywords):
-        with pytest.raises(kind, match=text):
+    def refused(raised, text, *args, call=project, **keywords):
+        with pytest.raises(raised, match=text):
             call(*args, **({"seed": 0} | keywords))
 
     refused(TypeError, "nftk.ops.project: x must be a torch.Tensor, got list", [1.0], 3)

@@ -320,17 +320,15 @@ def test_choose_k_keeps_its_promise(kind):
 def test_errors():
     model, x = nftk_model(torch.float32), torch.randn(3, 5)
 
-    def refused(kind, text, *args, **keywords):
-        with pytest.raises(kind, match=text):
+    def refused(raised, text, *args, **keywords):
+        with pytest.raises(raised, match=text):
             function(*args, **keywords)
 
     refused(ValueError, "per must be one of 'layer', 'module', got 'model'", model, x, 8, per="model")
     refused(ValueError, "kind must be one of 'rademacher', 'gaussian', 'sjlt', 'kronecker'", model, x, 8, kind="x")
     refused(ValueError, "reduction must be one of", model, x, 8, reduction="diagonal")
     refused(ValueError, "k must be at least 1, got 0", model, x, 0)
-    refused(
-        ValueError, "k must be a product of two numbers for kind .*, got 13", model, x, 13, kind="kronecker"
-    )
+    refused(ValueError, "k must be a product of two numbers for kind .*, got 13", model, x, 13, kind="kronecker")
     refused(ValueError, "nonzeros must be at most k, 3, got 4", model, x, 3, kind="sjlt")
     refused(TypeError, "progress must be True, False or a function", model, x, 8, progress="yes")
     refused(ValueError, r"x1 must have shape \[n, 5\], got \[3, 4\]", model, x[:, :4], 8)

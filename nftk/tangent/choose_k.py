@@ -45,7 +45,7 @@ def choose_k(error: float, *, probability: float | None = None, n: int | None = 
 
     Example:
         >>> choose_k(0.1), choose_k(0.1, probability=0.99, n=1000)
-        (200, 8190)
+        (200, 8192)
     """
     epsilon = check_number(_OP, "error", error, above=True)
     check_choice(_OP, "kind", kind, KINDS)

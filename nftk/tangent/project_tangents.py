@@ -90,8 +90,7 @@ def project_tangents(
         >>> nftk.tangent.project_tangents(model, x, 64, kind="kronecker", reduction="full").kernel().blocks.shape
         torch.Size([1, 5, 5, 3, 3])
     """
-    prepared, x, _ = prepare(model, x, None, _OP)
-    chain = cast(Chain, prepared)
+    chain, x, _ = cast(tuple[Chain, Tensor, None], prepare(model, x, None, _OP))
     check_choice(_OP, "per", per, ("layer", "module"))
     check_choice(_OP, "kind", kind, KINDS)
     check_choice(_OP, "reduction", reduction, ("trace", "sum_logits", "full"))
@@ -104,7 +103,7 @@ def project_tangents(
     tell = Line("features") if progress is True else progress or None
     if tell is not None and not callable(tell):
         raise TypeError(f"nftk.{_OP}: progress must be True, False or a function of two numbers, got {progress!r}")
-    chain, x, _ = detached(chain, x, None)
+    chain, x, _ = cast(tuple[Chain, Tensor, None], detached(chain, x, None))
     work = _Projection(chain, per, kind, reduction == "sum_logits", matrix.k, matrix.seed, matrix.nonzeros, chosen)
     n, like = x.shape[0], x
     settings: dict[str, Any] = {

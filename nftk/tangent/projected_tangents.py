@@ -39,7 +39,7 @@ class ProjectedTangents:
         >>> model, x = nftk.NFTKMLP(4, [16, 16], 3), torch.randn(6, 4)
         >>> p = nftk.tangent.project_tangents(model, x, 256)
         >>> p.features.shape, p.kernel().shape
-        (torch.Size([2, 6, 3, 256]), torch.Size([6, 6]))
+        (torch.Size([2, 6, 3, 256]), (6, 6))
         >>> exact = nftk.empirical_ntk(model, x, reduction="trace")
         >>> bool(((p.kernel() - exact).blocks.abs() < 6 * p.error().blocks).all())
         True
