@@ -53,7 +53,9 @@ def plot_explanation(
     layers = len(explanation.names)
     height = 2 * (CELL + 0.45) + BAR * layers + 1.3
     figure = Figure((CELL * (most + 1) + 1.2, height), dpi=150, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[2 * (CELL + 0.45), BAR * layers + 0.9])
+    # in matplotlib's types an array, or one alone
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2 * (CELL + 0.45), BAR * layers + 0.9])
+    above, below = parts
     if title:
         figure.suptitle(title, size=10, parse_math=False)
     if example is None:
