@@ -82,34 +82,47 @@ def _choose(site: Site, d: int, form: str, pairs: float, examples: int, dtype: t
     return Choice(site, "gradients", kept <= factors, gram, gradient, min(kept, factors))
 
 
-def scratch_of(budget: int) -> int:
+def spare_bytes(network: Network, request: Request, choices: Sequence[Choice], n1: int, n2: int, budget: int) -> int:
+    """What a budget leaves beyond the least that the kernel takes."""
+    least = costs(network, request, choices, n1, n2, 0)
+    return max(budget - least.fixed_bytes - 2 * least.state_bytes - least.gram_bytes, 0)
+
+
+def scratch_of(spare: int) -> int:
     """Bytes that pieces of gradients and Gram matrices may take at once."""
-    return min(max(budget // 8, 1 << 12), _MOST_SCRATCH)
+    return min((1 << 12) + spare // 8, _MOST_SCRATCH)
 
 
-def walked_at_once(network: Network, budget: int) -> int:
+def walk_bytes(network: Network, request: Request, choices: Sequence[Choice]) -> int:
+    """Bytes of an example that are alive while its gradients are found."""
+    size, d = torch.finfo(network.dtype).bits // 8, outputs_of(network, request)
+    # of one output: gradients of every use, and the factors of gradients that are kept
+    found = network.walk_bytes
+    for c in choices:
+        found += size * c.site.groups * c.site.positions * (c.site.outputs + c.site.inputs * c.keeps_gradients)
+        found += size * c.site.size * c.keeps_gradients
+    whole = [c.site.size for c in choices if c.site.rule is None]
+    # torch.func has all outputs at once
+    return found + (d * network.walk_bytes + 3 * d * size * sum(whole) if whole else 0)
+
+
+def walked_at_once(network: Network, request: Request, choices: Sequence[Choice], spare: int) -> int:
     """Examples whose graph is alive at once."""
-    return min(max(budget // 4 // max(network.walk_bytes, 1), 1), _MOST_WALKED)
+    return min(1 + spare // 4 // max(walk_bytes(network, request, choices), 1), _MOST_WALKED)
 
 
-def costs(network: Network, request: Request, choices: Sequence[Choice], n1: int, n2: int, budget: int) -> Costs:
+def costs(network: Network, request: Request, choices: Sequence[Choice], n1: int, n2: int, spare: int) -> Costs:
     """What a plan for n1 and n2 examples needs to know."""
     d, form = outputs_of(network, request), request.form
     size = torch.finfo(network.dtype).bits // 8
     kept = sum(choice.bytes for choice in choices)
     pieces = [piece_bytes(c.held_site, d, size) for c in choices if c.form == "gradients"]
-    # of one output, while all of it is walked: gradients of every use, and the factors of gradients that are kept
-    one = sum(
-        size * c.site.groups * c.site.positions * (c.site.outputs + (c.site.inputs if c.keeps_gradients else 0))
-        + (size * c.site.size if c.keeps_gradients else 0)
-        for c in choices
-    )
-    walked = min(walked_at_once(network, budget), max(n1, n2, 1))
+    walked = min(walked_at_once(network, request, choices, spare), max(n1, n2, 1))
     grams = [size * gram_entries(c.site, d, form) for c in choices if c.form == "gram" and c.site.positions > 1]
     terms = sum(is_term(c) for c in choices)
     entries = {"full": d * d, "trace": 1, "diagonal": d}[form]
     fixed = tile_bytes(form, n1, n2, d, max(terms, 1), size, network.device.type) if terms else 0
-    fixed += walked * (network.walk_bytes + one) + max(scratch_of(budget), *grams, 0)
+    fixed += walked * walk_bytes(network, request, choices) + max(scratch_of(spare), *grams, 0)
     # a pair: the product, its sum over positions, what is mirrored; and a Gram matrix for each term
     pair = size * (2 * entries + 2 * terms)
     walks = (1 + d) * sum(2 * c.site.positions * c.site.size for c in choices)

@@ -68,7 +68,6 @@ class Network:
     sites: tuple[Site, ...]
     blocks: tuple[str, ...]
     calls: tuple[tuple[str, tuple[str, ...]], ...]  # name and owners of every use
-    copied: frozenset[int]
     expanded: frozenset[int]
     out_features: int
     walk_bytes: int  # of one example: what is alive while its gradients are found
@@ -146,7 +145,7 @@ def output_function(network: Network) -> Callable[[Examples], Tensor]:
 
 def run(network: Network, x: Examples) -> tuple[Tensor, list[Use], int]:
     """Outputs, the uses of parameters, and bytes of all results."""
-    recording = Recording(network.parameters, len(x), network.copied, network.expanded)
+    recording = Recording(network.parameters, len(x), network.expanded)
     with recording:
         f = output_function(network)(x.map(usable))
     return f, recording.uses, recording.bytes

@@ -29,7 +29,6 @@ class Use:
     places: tuple[int, ...]  # of the parameters among the leaves
     outputs: list[Tensor]  # what the function returned, cut off
     edges: list[Tensor | GradientEdge] = field(default_factory=list)  # where the gradients of the outputs arrive
-    versions: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     in_place: bool = False
 
     @property
@@ -42,28 +41,21 @@ class Use:
         args, kwargs = pytree.tree_unflatten(self.leaves, self.spec)
         return args, kwargs
 
-    def changed(self) -> bool:
-        """Whether an input was written into after the call."""
-        return any(x._version != version for x, version in self.versions.values())
-
 
 class Recording(TorchFunctionMode):
     """Notes the uses of parameters while it is on, and lets the graph begin at their results.
 
     Args:
         parameters: By name.
-        copied: Numbers of the uses whose inputs are written into later, so that a copy must be kept.
         expanded: Numbers of the uses whose result is one for all examples, which is repeated for each.
         n: Number of examples.
     """
 
-    def __init__(
-        self, parameters: Mapping[str, Tensor], n: int, copied: frozenset[int], expanded: frozenset[int]
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], n: int, expanded: frozenset[int]) -> None:
         super().__init__()
         self.uses: list[Use] = []
         self.bytes = 0  # of all results, views counted too
-        self._n, self._copied, self._expanded = n, copied, expanded
+        self._n, self._expanded = n, expanded
         self._names: dict[int, str] = {}
         self._detached: dict[int, Tensor] = {}
         for name, parameter in parameters.items():
@@ -97,8 +89,8 @@ class Recording(TorchFunctionMode):
         self.uses.append(use)
         for i, x in enumerate(leaves):
             if isinstance(x, Tensor) and i not in places:
-                use.versions[i] = (x, x._version)
-                leaves[i] = x.detach().clone() if number in self._copied else x.detach()
+                # autograd, which is asked too, refuses a model that writes into what a gradient depends on
+                leaves[i] = x.detach()
         for i in tensors:
             x = results[i]
             self.bytes += x.numel() * x.element_size()

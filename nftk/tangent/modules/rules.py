@@ -152,7 +152,7 @@ def _joined(x: Tensor, times: int) -> Tensor:
     """[n k, groups, positions, c] to [n, groups, k positions, c]."""
     if times == 1:
         return x
-    apart: Tensor = x.unflatten(0, (-1, times))  # type: ignore[no-untyped-call]
+    apart: Tensor = x.unflatten(0, (-1, times))
     return apart.transpose(1, 2).flatten(2, 3)
 
 
@@ -172,7 +172,8 @@ def unfold(named: dict[str, Any], dims: int) -> Tensor:
         x = x.unfold(2 + i, (taps[i] - 1) * dilation[i] + 1, stride[i])[..., :: dilation[i]]
     x = x.unflatten(1, (groups, -1))  # [n, groups, channels, positions .., taps ..]
     order = (0, 1, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
-    return x.permute(order).flatten(2 + dims).flatten(2, 1 + dims)
+    patches: Tensor = x.permute(order).flatten(2 + dims).flatten(2, 1 + dims)
+    return patches
 
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:
@@ -189,7 +190,8 @@ def _table(own: tuple[str, ...], layout: Layout | None, first: Layout, named: di
         places = _named(use)["input"]
         n = use.outputs[0].shape[first.dim] // first.times
         if layout is None:
-            return places.reshape(1, -1).expand(n, -1)
+            same: Tensor = places.reshape(1, -1).expand(n, -1)
+            return same
         return layout.split(places).flatten(1)
 
     def turn(use: Use, g: Tensor) -> Tensor:

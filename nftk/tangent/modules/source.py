@@ -8,7 +8,16 @@ from torch import Tensor
 from nftk.ops.precision import full_precision
 from nftk.ops.tangent_gram import fill
 from nftk.ops.tangent_gram_torch import Term, memory_shape, mirrored
-from nftk.tangent.modules.choice import Choice, choose, costs, is_term, outputs_of, scratch_of, walked_at_once
+from nftk.tangent.modules.choice import (
+    Choice,
+    choose,
+    costs,
+    is_term,
+    outputs_of,
+    scratch_of,
+    spare_bytes,
+    walked_at_once,
+)
 from nftk.tangent.modules.examples import Examples
 from nftk.tangent.modules.network import Held, Network
 from nftk.tangent.modules.products import add_gradients, add_gram, gradients, squares
@@ -46,9 +55,10 @@ class ModuleSource:
         self.network, self.request = network, request
         self.choices = choose(network, request, n1, n2, symmetric)
         self.outputs = outputs_of(network, request)
-        self.scratch = scratch_of(budget)
-        self.walked = walked_at_once(network, budget)
-        self._sizes = n1, n2, budget
+        spare = spare_bytes(network, request, self.choices, n1, n2, budget)
+        self.scratch = scratch_of(spare)
+        self.walked = walked_at_once(network, request, self.choices, spare)
+        self._sizes = n1, n2, spare
 
     @property
     def blocks(self) -> int:

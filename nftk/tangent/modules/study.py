@@ -35,7 +35,7 @@ def network_of(
     probed = next((x for x in (first, second) if x is not None and len(x)), None)
     if probed is None:
         raise ValueError(f"nftk.{op}: x1 must have an example, from which the model is read, got none")
-    bare = Network(model, output_fn, parameters, (), (), (), frozenset(), frozenset(), 0, 0, True, op)
+    bare = Network(model, output_fn, parameters, (), (), (), frozenset(), 0, 0, True, op)
     modes = [(module, module.training) for module in model.modules()]
     with plain_torch():
         network = _study(bare, probed)
@@ -53,10 +53,6 @@ def _study(bare: Network, x: Examples) -> Network:
     one = three[1:2]
     op, network = bare.op, bare
     f, uses, size = run(network, three)
-    changed = frozenset(i for i, use in enumerate(uses) if use.changed())
-    if changed:
-        network = dataclasses.replace(network, copied=changed)
-        f, uses, size = run(network, three)
     network, (f, uses, size) = _expanded(network, three, (f, uses, size))
     alone, single, _ = run(network, one)
     if not _close(f[1:2], alone):

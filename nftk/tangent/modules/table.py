@@ -119,9 +119,9 @@ def plan(
     Example:
         >>> import torch, nftk
         >>> model = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(12, 2))
-        >>> print(nftk.tangent.plan(model, torch.randn(100, 1, 8), memory_budget=1 << 30))  # doctest: +ELLIPSIS
+        >>> print(nftk.tangent.plan(model, torch.randn(100, 1, 8), memory_budget=1 << 30))
         module  function  positions  form       flops  other form  bytes an example  why
-        0       conv1d    6          gradients  3.4e+05  1e+07     64
+        0       conv1d    6          gradients  3.4e+05  1.1e+07     64
         ...
     """
     network, first, second = prepare(model, x1, x2, _OP, per=per, output_fn=output_fn)
