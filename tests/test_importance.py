@@ -94,9 +94,7 @@ def test_ablation_is_what_zeroing_each_entry_costs(d, measure, loss):
     for i in range(d):
         for layer in range(3):
             after = nftk.evaluate(zeroed(model, i, layer), (x, y), loss)
-            expected[i, layer] = (
-                before.accuracy - after.accuracy if measure == "accuracy" else after.loss - before.loss
-            )
+            expected[i, layer] = before.accuracy - after.accuracy if measure == "accuracy" else after.loss - before.loss
     found = nftk.importance(model, x, y, "ablation", measure=measure, loss=loss)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
