@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,6 +92,16 @@ def check_list(op: str, name: str, value: Any) -> None:
     """Raise TypeError unless value is a list, a tuple or alike (nn.ParameterList); a tensor or an iterator is not."""
     if isinstance(value, str | Tensor) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
         raise TypeError(f"nftk.{op}: {name} must be a list with an entry a layer, got {type(value).__name__}")
+
+
+def check_numbers(op: str, name: str, given: Any, *, above: bool = False) -> list[float]:
+    """Return a list, tuple, array or tensor of numbers as floats, or raise unless each passes check_number."""
+    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"nftk.{op}: {name} must be a list of numbers, got {given!r}")
+    if not values:
+        raise ValueError(f"nftk.{op}: {name} must hold at least one number, got none")
+    return [check_number(op, f"{name}[{i}]", value, above=above) for i, value in enumerate(values)]
 
 
 def check_device(op: str, device: torch.device | str) -> torch.device:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from nftk._checks import check_choice, check_number
+from nftk._checks import check_choice, check_number, check_numbers
 from nftk.regression.kernel_estimator import Kernel, KernelChoice, KernelEstimator, as_omega
 from nftk.regression.selection import Selection, select
 from nftk.regression.solve import Solution, solve
@@ -196,11 +195,4 @@ class KernelRidge(KernelEstimator):
             return None
         if not isinstance(self.ridge, str):
             raise ValueError(f"nftk.{op}: ridges must go with ridge 'loo' or 'gcv', got ridge {self.ridge}")
-        given: Any = self.ridges
-        if isinstance(given, Tensor | np.ndarray):
-            given = given.tolist()
-        if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"nftk.{op}: ridges must be a list of numbers, got {given!r}")
-        if not given:
-            raise ValueError(f"nftk.{op}: ridges must hold at least one number, got none")
-        return [check_number(op, f"ridges[{i}]", ridge) for i, ridge in enumerate(given)]
+        return check_numbers(op, "ridges", self.ridges)

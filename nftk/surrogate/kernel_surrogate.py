@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nftk._checks import check_choice, check_integer, check_number, check_symmetric, is_finite
+from nftk._checks import check_choice, check_integer, check_number, check_numbers, check_symmetric, is_finite
 from nftk._optional import require
 from nftk.regression.estimator import Estimator
 from nftk.regression.gram import weighted
@@ -418,14 +418,7 @@ class KernelSurrogate(Estimator):
                 raise ValueError(f"nftk.{op}: penalties must go with penalty=None, got penalty {self.penalty}")
         if self.penalties is None:
             return None
-        given: Any = self.penalties
-        if isinstance(given, Tensor | np.ndarray):
-            given = given.tolist()
-        if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"nftk.{op}: penalties must be a list of numbers, got {given!r}")
-        if not given:
-            raise ValueError(f"nftk.{op}: penalties must hold at least one number, got none")
-        return [check_number(op, f"penalties[{i}]", number, above=True) for i, number in enumerate(given)]
+        return check_numbers(op, "penalties", self.penalties, above=True)
 
 
 def _is_torch(x: Any) -> bool:
