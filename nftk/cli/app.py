@@ -337,14 +337,16 @@ def ridge(
 def reproduce(
     experiments: Annotated[
         list[str] | None,
-        typer.Argument(help="table1, figure2, sparsity, stability, theorem1, choice; default: all but choice."),
+        typer.Argument(help=f"{', '.join(reproducing.EXPERIMENTS)}; default: {', '.join(reproducing.ALL)}."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for tables, figures and records.")] = Path("results"),
     runs: Annotated[Path, typer.Option(help="Folder for the networks, which are trained once.")] = Path(
         "runs/reproduce"
     ),
     data_dir: Annotated[str | None, typer.Option(help="Folder with MNIST and the movie reviews.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many, from 0; default 5, with --quick 1.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="How many, from 0; default 5, two-digits 20; with --quick 1.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small and soon done, to see that it works.")] = False,
     jobs: Annotated[int | None, typer.Option(help="Networks trained at a time; default: one a core.")] = None,
     as_json: Json = False,
