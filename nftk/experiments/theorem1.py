@@ -8,8 +8,6 @@ as it should be, and by omega, as the paper has it. An error is ||f_trained - f_
 """
 
 import copy
-import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -20,8 +18,8 @@ import torch
 from torch import Tensor
 
 import nftk
-from nftk._files import write_text
 from nftk._optional import require
+from nftk.experiments.kept import kept
 from nftk.experiments.record import Record, Request, table
 from nftk.regression import ridge_from_proximal
 
@@ -122,15 +120,7 @@ def one(width: int, seed: int, problem: Problem) -> dict[str, Any]:
 def _kept(folder: Path, width: int, seed: int, problem: Problem) -> dict[str, Any]:
     """The errors of one network, from disk where it has been trained already."""
     settings = f"{DEPTH} {FEATURES} {OUTPUTS} {TRAIN} {TEST} {OMEGA.tolist()} {problem.proximal!r} {REST}"
-    key = hashlib.sha256(settings.encode()).hexdigest()[:10]
-    path = folder / f"theorem1-{width}-seed{seed}-{key}.json"
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return kept
-    found = one(width, seed, problem)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(found) + "\n")
-    return found
+    return kept(folder, f"theorem1-{width}-seed{seed}", settings, lambda: one(width, seed, problem))
 
 
 def run(request: Request) -> Record:

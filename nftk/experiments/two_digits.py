@@ -5,8 +5,6 @@ Recipe: 784-100-100-100-1 with normal weights, each hidden layer divided by 10, 
 scikit-learn's SGDClassifier on the columns of the kernel. Beside it, nftk's surrogates on the same kernels.
 """
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,9 +12,9 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 import nftk
-from nftk._files import write_text
 from nftk._optional import require
 from nftk.data import load_data
+from nftk.experiments.kept import kept
 from nftk.experiments.networks import SUBSET_SEED, Place
 from nftk.experiments.record import Record, Request, spread, table
 from nftk.experiments.side_by_side import side_by_side
@@ -116,17 +114,7 @@ def tau(outputs: Tensor, probabilities: Tensor) -> float:
 def one(piece: Piece) -> dict[str, Any]:
     """Train a network, make its kernels, fit the surrogates; what was found once is read again."""
     settings = f"1 {WIDTH} {EPOCHS} {BATCH_SIZE} {LR} {TRAIN} {TEST} {PENALTY} {EXAMPLES} {piece.quick}"
-    key = hashlib.sha256(settings.encode()).hexdigest()[:10]
-    path = piece.place.runs / f"two-digits-seed{piece.seed}-{key}.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (FileNotFoundError, ValueError):
-        pass
-    found = _one(piece)
-    piece.place.runs.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(found) + "\n")
-    return found
+    return kept(piece.place.runs, f"two-digits-seed{piece.seed}", settings, lambda: _one(piece))
 
 
 def _one(piece: Piece) -> dict[str, Any]:
