@@ -169,7 +169,7 @@ def test_tiles_of_examples_change_nothing(kind, monkeypatch):
     whole = project_tangents(model, x, 24, kind=kind, seed=3)
     module = sys.modules["nftk.tangent.project_tangents"]
     monkeypatch.setattr(module, "_MOST", 3)
-    monkeypatch.setattr(module, "_PIECE", 100)
+    monkeypatch.setattr(sys.modules["nftk.tangent.chain_projection"], "PIECE", 100)
     parts = project_tangents(model, x, 24, kind=kind, seed=3)
     torch.testing.assert_close(parts.features, whole.features)
     torch.testing.assert_close(parts.own, whole.own)
@@ -324,7 +324,7 @@ def test_errors():
         with pytest.raises(raised, match=text):
             function(*args, **keywords)
 
-    refused(ValueError, "per must be one of 'layer', 'module', got 'model'", model, x, 8, per="model")
+    refused(ValueError, "per must be one of 'layer', 'module', 'model', got 'x'", model, x, 8, per="x")
     refused(ValueError, "kind must be one of 'rademacher', 'gaussian', 'sjlt', 'kronecker'", model, x, 8, kind="x")
     refused(ValueError, "reduction must be one of", model, x, 8, reduction="diagonal")
     refused(ValueError, "k must be at least 1, got 0", model, x, 0)

@@ -1,41 +1,40 @@
-"""project_tangents: random projections of a network's tangents, without a gradient over parameters in memory."""
+"""project_tangents: random projections of a network's tangents, for kernels of many examples."""
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nftk._checks import check_choice
 from nftk._dispatch import resolve
-from nftk.ops.precision import full_precision
-from nftk.ops.project import SUPPORTED, checked_matrix, project
+from nftk.ops.project import SUPPORTED, checked_matrix
 from nftk.tangent.chain import Chain
+from nftk.tangent.chain_projection import PIECE, ChainProjection
 from nftk.tangent.choose_k import KINDS
 from nftk.tangent.feature_file import FeatureFile, held
+from nftk.tangent.modules.examples import Examples, OutputFn
+from nftk.tangent.modules.network import Network
+from nftk.tangent.modules.projection import ModuleProjection
 from nftk.tangent.plan import check_budget
 from nftk.tangent.progress import Line
 from nftk.tangent.projected_tangents import ProjectedTangents, factors
 from nftk.tangent.request import detached, prepare
-from nftk.tangent.walk import Tangents, tangents
 
 _OP = "tangent.project_tangents"
 # examples at a time: P is made anew for every so many
 _MOST = 512
-# numbers of one piece of P h, rows of a weight at a time
-_PIECE = 1 << 22
 
 
 def project_tangents(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Mapping[str, Tensor],
     k: int,
     *,
-    per: Literal["layer", "module"] = "layer",
+    per: Literal["layer", "module", "model"] = "layer",
     kind: Literal["rademacher", "gaussian", "sjlt", "kronecker"] = "rademacher",
     seed: int = 0,
     reduction: Literal["trace", "sum_logits", "full"] = "trace",
@@ -44,23 +43,28 @@ def project_tangents(
     memory_budget: int | None = None,
     backend: str = "auto",
     progress: bool | Callable[[int, int], None] = False,
+    output_fn: OutputFn | None = None,
 ) -> ProjectedTangents:
     r"""Random projections of the gradients of a network's outputs, for kernels of many examples.
 
     .. math:: \phi_{l,i}(x) = P \, \partial f_{l,i}(x) / \partial \theta, \qquad
         E \langle \phi_{l,i}(x), \phi_{l,j}(x') \rangle = \Theta_l[i,j](x, x')
 
-    Gradients are never formed: that of a weight is delta (x) h, so a row of the weight needs P's columns of that row
-    times h, once for all outputs and layers. P's columns are those of :func:`nftk.ops.project`, the parameters in the
-    order of the layers (each row of a weight, and its bias), then of the readouts.
+    Of a linear map gradients are never formed: that of a weight is delta (x) h, so a row of the weight needs P's
+    columns of that row times h, once for all outputs and layers. P's columns are those of :func:`nftk.ops.project`. In
+    a multilayer perceptron they are the parameters in the order of the layers (each row of a weight, and its bias),
+    then of the readouts; in any other module the parameters in the order of ``named_parameters()``, whose gradients are
+    found as for :func:`nftk.empirical_ntk`, and formed where they are smaller than their factors.
 
     Args:
-        model: An :class:`nftk.NFTKMLP`, or a plain multilayer perceptron, as for :func:`nftk.empirical_ntk`.
-        x: Inputs, ``(n, m)``.
+        model: An :class:`nftk.NFTKMLP`, or a plain multilayer perceptron, as for :func:`nftk.empirical_ntk`; with
+            ``per="module"`` and ``"model"`` any module, as there.
+        x: Inputs, ``(n, m)``; for any module of any shape, or a mapping of its keyword arguments, as there.
         k: Size of a projection; :func:`choose_k` finds it.
-        per: ``"layer"``: of each readout f_l. ``"module"``: what each module's parameters add to f.
+        per: ``"layer"``: of each readout f_l. ``"module"``: what each module's parameters add to f. ``"model"``: of f.
         kind: As for :func:`nftk.ops.project`; or ``"kronecker"``: P1 delta (x) P2 h with signs of sizes k1 k2 = k,
-            nearly free, but with an error as if k were k / (k1 + k2 + 2).
+            nearly free, but with an error as if k were k / (k1 + k2 + 2); for linear maps, and convolutions of one
+            group, summed over positions.
         seed: Which P.
         reduction: Which kernel is meant, as there: ``"trace"`` and ``"full"`` need all outputs, ``"sum_logits"`` one.
         nonzeros: Of ``"sjlt"``.
@@ -70,6 +74,7 @@ def project_tangents(
             examples are, and an upper bound of 16 MiB of float32 is added for pieces.
         backend: Of the projection.
         progress: True for a line on standard error; or a function of the examples done and all of them.
+        output_fn: Takes what the model returns to the outputs ``(n, d)``, as there.
 
     Returns:
         The features, in the dtype of the network (float32 for 16 bits), and their errors.
@@ -77,7 +82,8 @@ def project_tangents(
     Raises:
         ValueError: If inputs do not fit or settings are out of range; if ``out`` holds something else.
         TypeError: If an input is of another kind.
-        NotImplementedError: If the model is another than above, or ``backend`` has no code.
+        NotImplementedError: If the model is another than above, or for ``"kronecker"`` a parameter is no linear map's;
+            if ``backend`` has no code.
         RuntimeError: If ``backend`` cannot run here.
 
     References:
@@ -90,45 +96,47 @@ def project_tangents(
         >>> nftk.tangent.project_tangents(model, x, 64, kind="kronecker", reduction="full").kernel().blocks.shape
         torch.Size([1, 5, 5, 3, 3])
     """
-    chain, x, _ = cast(tuple[Chain, Tensor, None], prepare(model, x, None, _OP))
-    check_choice(_OP, "per", per, ("layer", "module"))
+    check_choice(_OP, "per", per, ("layer", "module", "model"))
+    network, inputs, _ = prepare(model, x, None, _OP, per=per, output_fn=output_fn)
     check_choice(_OP, "kind", kind, KINDS)
     check_choice(_OP, "reduction", reduction, ("trace", "sum_logits", "full"))
     dense = "rademacher" if kind == "kronecker" else kind
     matrix = checked_matrix(_OP, k, seed, dense, 0, 1, nonzeros, 0)
     if kind == "kronecker" and matrix.k > 3 and factors(matrix.k)[0] == 1:
         raise ValueError(f"nftk.{_OP}: k must be a product of two numbers for kind 'kronecker', got {k}")
-    lacks = {"triton": "torch.float64" if x.dtype is torch.float64 else "kind 'sjlt'" if kind == "sjlt" else None}
-    chosen = resolve(_OP, backend, SUPPORTED, str(x.device), lacks)
+    double = network.dtype is torch.float64
+    lacks = {"triton": "torch.float64" if double else "kind 'sjlt'" if kind == "sjlt" else None}
+    chosen = resolve(_OP, backend, SUPPORTED, str(network.device), lacks)
     tell = Line("features") if progress is True else progress or None
     if tell is not None and not callable(tell):
         raise TypeError(f"nftk.{_OP}: progress must be True, False or a function of two numbers, got {progress!r}")
-    chain, x, _ = cast(tuple[Chain, Tensor, None], detached(chain, x, None))
-    work = _Projection(chain, per, kind, reduction == "sum_logits", matrix.k, matrix.seed, matrix.nonzeros, chosen)
-    n, like = x.shape[0], x
+    network, inputs, _ = detached(network, inputs, None)
+    how = per, kind, reduction == "sum_logits", matrix.k, matrix.seed, matrix.nonzeros, chosen
+    work = ChainProjection(network, *how) if isinstance(network, Chain) else ModuleProjection(network, *how)
+    n, like = len(inputs), torch.empty(0, dtype=network.dtype, device=network.device)
     settings: dict[str, Any] = {
         "names": list(work.names), "reduction": reduction, "per": per, "kind": kind, "seed": matrix.seed,
-        "nonzeros": matrix.nonzeros, "columns": work.columns,
+        "nonzeros": matrix.nonzeros, "columns": work.columns, "order": work.order,
     }  # fmt: skip
     shapes = work.shapes(n)
-    at_once = _at_once(work, check_budget(memory_budget, x.device, _OP), x)
+    at_once = _at_once(work, check_budget(memory_budget, network.device, _OP), like.element_size())
     if out is None:
         arrays = [like.new_zeros(shape) for shape in shapes]
         for start in range(0, n, at_once):
             stop = min(start + at_once, n)
-            work.fill([a[:, start:stop] for a in arrays], x[start:stop])
+            work.fill([a[:, start:stop] for a in arrays], inputs[start:stop])
             if tell is not None:
                 tell(stop, n)
         features, own = arrays
     else:
         folder = Path(out).resolve()
-        told = settings | {"k": matrix.k, "examples": n, "dtype": str(x.dtype)}
+        told = settings | {"k": matrix.k, "examples": n, "dtype": str(like.dtype)}
         with held(_OP, folder):
-            file = FeatureFile(_OP, folder, told, _identity(chain, x, chosen), shapes, x.dtype, at_once)
+            file = FeatureFile(_OP, folder, told, _identity(network, inputs, chosen), shapes, like.dtype, at_once)
             for start in range(file.done, n, file.at_once):
                 stop = min(start + file.at_once, n)
                 held_here = [like.new_zeros(shape) for shape in work.shapes(stop - start)]
-                work.fill(held_here, x[start:stop])
+                work.fill(held_here, inputs[start:stop])
                 for target, source in zip(file.tensors(), held_here, strict=True):
                     target[:, start:stop] = source.to(target.device)
                 file.note(stop, last=stop == n)
@@ -138,148 +146,17 @@ def project_tangents(
     return ProjectedTangents(features, own, **settings | {"names": work.names})
 
 
-@dataclasses.dataclass
-class _Term:
-    """Columns of one weight and its bias: how many rows, what a row is multiplied with, and where they begin."""
-
-    rows: int
-    size: int
-    base: int
-
-
-class _Projection:
-    """Which columns belong to which parameters, and the features of some examples."""
-
-    def __init__(
-        self, chain: Chain, per: str, kind: str, summed: bool, k: int, seed: int, nonzeros: int, backend: str
-    ) -> None:
-        self.chain, self.per, self.kind, self.summed, self.k = chain, per, kind, summed, k
-        self.k1, self.k2 = factors(k)
-        self._how: dict[str, Any] = {
-            "seed": seed, "kind": "rademacher" if kind == "kronecker" else kind, "nonzeros": min(nonzeros, k),
-            "backend": backend,
-        }  # fmt: skip
-        self.columns, widths, d = 0, chain.widths, chain.out_features
-        self.layers = [
-            self._term(widths[i + 1], widths[i] + (layer.bias is not None)) for i, layer in enumerate(chain.layers)
-        ]
-        self.readouts = [self._term(d, widths[r.layer] + r.bias) for r in chain.readouts]
-        self.output_bias = self._term(d, 1) if chain.output_bias and per == "module" else None
-        names = [r.name for r in chain.readouts]
-        if per == "module":
-            names = [*(layer.name for layer in chain.layers), chain.readout_name]
-            names += ["output_bias"] if self.output_bias else []
-        self.names = tuple(names)
-
-    def _term(self, rows: int, size: int) -> _Term:
-        term = _Term(rows, size, self.columns)
-        self.columns += rows + size if self.kind == "kronecker" else rows * size
-        return term
-
-    @property
-    def outputs(self) -> int:
-        """C."""
-        return 1 if self.summed else self.chain.out_features
-
-    def shapes(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the features and the self-kernels of n examples."""
-        lead = (len(self.names), n, self.outputs)
-        return (*lead, self.k), (*lead, self.outputs)
-
-    def fill(self, arrays: list[Tensor], x: Tensor) -> None:
-        """Add the features and the self-kernels of these examples to zeros."""
-        wanted = range(len(self.chain.readouts)) if self.per == "layer" else None
-        with torch.no_grad(), full_precision(x), torch.autocast(x.device.type, enabled=False):
-            found = tangents(self.chain, x, wanted, summed=self.summed, with_readouts=False)
-            self._layers(arrays, found)
-            self._readouts(arrays, found)
-
-    def _layers(self, arrays: list[Tensor], found: Tangents) -> None:
-        for i, (layer, term) in enumerate(zip(self.chain.layers, self.layers, strict=True), 1):
-            if i not in found.deltas:
-                continue
-            h = found.states[i - 1] * layer.scale
-            if layer.bias is not None:
-                h = torch.cat([h, h.new_full((len(h), 1), layer.bias_scale)], 1)
-            places = found.functions[i] if self.per == "layer" else (i - 1,)
-            self._add(arrays, places, h, found.deltas[i], term)
-
-    def _readouts(self, arrays: list[Tensor], found: Tangents) -> None:
-        d, omega = self.chain.out_features, self.chain.omega
-        for i, (readout, term) in enumerate(zip(self.chain.readouts, self.readouts, strict=True)):
-            h = found.states[readout.layer] * readout.scale
-            if readout.bias:
-                h = torch.cat([h, torch.ones_like(h[:, :1])], 1)
-            own = h.new_ones(d) if omega is None or self.per == "layer" else omega[:, i]
-            place = i if self.per == "layer" else len(self.chain.layers)
-            self._add_diagonal(arrays, place, h, own, term)
-        if self.output_bias is not None:
-            ones = torch.ones_like(found.states[0][:, :1])
-            self._add_diagonal(arrays, len(self.names) - 1, ones, ones.new_ones(d), self.output_bias)
-
-    def _add(self, arrays: list[Tensor], places: tuple[int, ...], h: Tensor, deltas: Tensor, term: _Term) -> None:
-        """Add delta (x) h for every function, deltas [functions, n, C, rows]."""
-        features, own = arrays
-        lengths = h.square().sum(1)[:, None, None]
-        for place, delta in zip(places, deltas, strict=True):
-            own[place] += delta @ delta.mT * lengths
-        if self.kind == "kronecker":
-            right = self._project(h, self.k2, term.base + term.rows)
-            for place, delta in zip(places, deltas, strict=True):
-                left = self._project(delta, self.k1, term.base)
-                features[place] += (left.unsqueeze(3) * right[:, None, None]).flatten(2)
-            return
-        for first, stop, piece in self._pieces(h, term):
-            # [rows, n, k], of which every output takes its own combination of rows
-            for place, delta in zip(places, deltas, strict=True):
-                features[place].baddbmm_(delta[..., first:stop], piece.transpose(0, 1))
-
-    def _add_diagonal(self, arrays: list[Tensor], place: int, h: Tensor, own: Tensor, term: _Term) -> None:
-        """Add own_c e_c (x) h for every output c."""
-        features, squares = arrays
-        lengths = h.square().sum(1)[:, None]
-        if self.summed:
-            squares[place, :, 0] += lengths * own.square().sum()
-        else:
-            squares[place].diagonal(dim1=1, dim2=2).add_(lengths * own.square())
-        if self.kind == "kronecker":
-            left = self._project(torch.diag(own), self.k1, term.base)  # [d, k1]
-            left = left.sum(0, keepdim=True) if self.summed else left
-            right = self._project(h, self.k2, term.base + term.rows)
-            features[place] += (left[None, :, :, None] * right[:, None, None]).flatten(2)
-            return
-        for first, stop, piece in self._pieces(h, term):
-            scaled = piece.mul_(own[first:stop, None, None])
-            if self.summed:
-                features[place, :, 0] += scaled.sum(0)
-            else:
-                features[place, :, first:stop] += scaled.transpose(0, 1)
-
-    def _pieces(self, h: Tensor, term: _Term) -> Any:
-        """Yield (first row, last, P's columns of these rows times h)."""
-        many = max(1, _PIECE // max(len(h) * self.k, 1))
-        for first in range(0, term.rows, many):
-            stop = min(first + many, term.rows)
-            yield first, stop, self._project(h, self.k, term.base + first * term.size, blocks=stop - first)
-
-    def _project(self, x: Tensor, k: int, offset: int, blocks: int | None = None) -> Tensor:
-        return project(x, k, offset=offset, blocks=blocks, **self._how)
-
-
-def _at_once(work: _Projection, budget: int, x: Tensor) -> int:
-    """Examples that fit a budget: their states, deltas and features, and a piece."""
-    chain, functions = work.chain, len(work.chain.readouts) if work.per == "layer" else 1
-    inner = sum(chain.widths[1:])
-    each = 4 * sum(chain.widths) + 2 * functions * work.outputs * inner
-    each += len(work.names) * work.outputs * (work.k + work.outputs) + work.k
-    least = (each + _PIECE) * x.element_size()
-    found = (budget // x.element_size() - _PIECE) // each
+def _at_once(work: ChainProjection | ModuleProjection, budget: int, itemsize: int) -> int:
+    """Examples that fit a budget, beside a piece."""
+    each, piece = work.entries(), work.pieces * PIECE
+    found = (budget // itemsize - piece) // each
     if found < 1:
+        least = (each + piece) * itemsize
         raise ValueError(f"nftk.{_OP}: memory_budget must be at least {least} bytes for this network, got {budget}")
     return min(found, _MOST)
 
 
-def _identity(chain: Chain, x: Tensor, backend: str) -> str:
+def _identity(network: Chain | Network, x: Any, backend: str) -> str:
     """Checksum of everything beside the settings that the numbers depend on."""
     total = hashlib.sha256(backend.encode())
 
@@ -288,8 +165,19 @@ def _identity(chain: Chain, x: Tensor, backend: str) -> str:
         total.update(t.detach().cpu().contiguous().numpy().data)
         return t
 
-    chain.map(add)
-    layers = [(layer.name, layer.activation.name, layer.scale, layer.bias_scale) for layer in chain.layers]
-    total.update(json.dumps([layers, [(r.layer, r.scale, r.bias) for r in chain.readouts]]).encode())
-    add(x)
+    if isinstance(network, Chain):
+        network.map(add)
+        layers = [(layer.name, layer.activation.name, layer.scale, layer.bias_scale) for layer in network.layers]
+        told: list[Any] = [layers, [(r.layer, r.scale, r.bias) for r in network.readouts]]
+    else:
+        for t in network.model.state_dict().values():
+            if isinstance(t, Tensor):
+                add(t)
+        code = getattr(network.output_fn, "__code__", None)
+        constants = None if code is None else [c for c in code.co_consts if isinstance(c, int | float | str)]
+        chosen = None if code is None else [code.co_code.hex(), code.co_names, constants]
+        told = [repr(network.model), list(x.tensors), chosen]
+    total.update(json.dumps(told).encode())
+    for t in x if isinstance(x, Examples) else (x,):
+        add(t)
     return total.hexdigest()

@@ -16,7 +16,7 @@ from nftk.tangent.layer_kernels import LayerKernels
 
 _OP = "ProjectedTangents"
 # what two sets must share, so that their products mean something
-_SHARED = ("names", "reduction", "per", "kind", "seed", "nonzeros", "columns")
+_SHARED = ("names", "reduction", "per", "kind", "seed", "nonzeros", "columns", "order")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -28,11 +28,13 @@ class ProjectedTangents:
         own: The exact kernel of each example with itself, ``(L, n, C, C)``, for the errors.
         names: What each block is of.
         reduction: ``"trace"``, ``"sum_logits"`` or ``"full"``, as in :func:`nftk.empirical_ntk`.
-        per: ``"layer"`` or ``"module"``.
+        per: ``"layer"``, ``"module"`` or ``"model"``.
         kind: Of the projection.
         seed: Of the projection.
         nonzeros: Entries of a column, of ``"sjlt"``.
         columns: Number of parameters that were projected, of ``"kronecker"`` the sum of its factors' sizes.
+        order: Of the columns: ``"rows"``, each row of a weight and its bias, as multilayer perceptrons have it;
+            ``"parameters"``, as ``named_parameters()`` has them.
 
     Example:
         >>> import torch, nftk
@@ -54,6 +56,7 @@ class ProjectedTangents:
     seed: int
     nonzeros: int
     columns: int
+    order: str = "rows"
 
     def __post_init__(self) -> None:
         for name in ("features", "own"):
@@ -168,7 +171,8 @@ class ProjectedTangents:
             raise ValueError(
                 f"nftk.{_OP}.load: {place} must be finished, got {header['done']} of {features.shape[1]} examples"
             )
-        settings = {field.name: header["settings"][field.name] for field in dataclasses.fields(cls)[2:]}
+        told, fields = header["settings"], dataclasses.fields(cls)[2:]
+        settings = {field.name: told.get(field.name, field.default) for field in fields}
         return cls(features, own, **settings | {"names": tuple(settings["names"])})
 
     def __repr__(self) -> str:
