@@ -308,8 +308,8 @@ def text(runs: Sequence[dict[str, Any]], rows: dict[str, list[list[int]]], sizes
     head = (
         f"# Poisoned MNIST\n\n{sizes['train']} training images; of the {SOURCE}s {100 * SHARE:g} % carry a white "
         f"square of {SIDE} x {SIDE} pixels and the label {TARGET}. {networks}: {poisoned} images (in brackets those "
-        f"among the first {sizes['candidates']}, in which they are sought). Stamped test {SOURCE}s classified {TARGET}: "
-        f"{over('attack_success', scale=100, digits=1)} % (without the stamp "
+        f"among the first {sizes['candidates']}, in which they are sought). Stamped test {SOURCE}s classified "
+        f"{TARGET}: {over('attack_success', scale=100, digits=1)} % (without the stamp "
         f"{over('unstamped_as_target', scale=100, digits=1)} %; other classes with it "
         f"{over('other_classes_as_target', scale=100, digits=1)} %). Accuracy on clean test images: "
         f"{over('clean_accuracy', scale=100, digits=1)} %.\n\n"
@@ -323,22 +323,13 @@ def text(runs: Sequence[dict[str, Any]], rows: dict[str, list[list[int]]], sizes
     surrogates = (
         "How near each surrogate is to its network, and how its scores are spread: the fewest training images that "
         f"carry half of a suspect's positive score for {TARGET}, and the share of it that the poison carries.\n\n"
-        + table(
-            [
-                "surrogate, penalty",
-                "same class, ordinary, %",
-                "same class, suspects, %",
-                "images for half",
-                "poison, %",
-            ],
-            how,
-        )
+        + table(["surrogate, penalty", "same class, ordinary, %", "suspects, %", "images for half", "poison, %"], how)
         + "\n\n"
     )
     where = (
         f"By module, trNTK attribution, penalty {PENALTY:g}: found by the module's scores alone; its share of the "
-        f"positive score for {TARGET} of suspects and of ordinary images; the share of its own that the poison carries; "
-        f"and by how much it moves {TARGET}'s output over {SOURCE}'s when the stamp is put on.\n\n"
+        f"positive score for {TARGET} of suspects and of ordinary images; the share of its own that the poison "
+        f"carries; and by how much it moves {TARGET}'s output over {SOURCE}'s when the stamp is put on.\n\n"
         + table(
             ["module", "precision at k", "average precision", "share, suspects, %", "share, ordinary, %", "poison, %",
              f"{TARGET} over {SOURCE}"],
@@ -365,8 +356,8 @@ def sentence(runs: Sequence[dict[str, Any]]) -> str:
     return (
         f"The stamp moves the output for {TARGET} over that for {SOURCE} by {total:.2f} on the mean, most of it "
         f"through {title(most)} ({100 * moved[most] / total:.0f} %). The share of positive score rises most, against "
-        f"ordinary images, in {title(risen)} (by {rise:.1f} points); the poison has the largest share of a module's own "
-        f"in {title(blames)} ({100 * mean(blames, 'poison_share'):.0f} %)."
+        f"ordinary images, in {title(risen)} (by {rise:.1f} points); the poison has the largest share of a module's "
+        f"own in {title(blames)} ({100 * mean(blames, 'poison_share'):.0f} %)."
     )
 
 
