@@ -345,7 +345,7 @@ def reproduce(
     ),
     data_dir: Annotated[str | None, typer.Option(help="Folder with MNIST and the movie reviews.")] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="How many, from 0; default 5, two-digits 20; with --quick 1.")
+        int | None, typer.Option(help="How many, from 0; default 5, two-digits 20, ten-digits 3; with --quick 1.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small and soon done, to see that it works.")] = False,
     jobs: Annotated[int | None, typer.Option(help="Networks trained at a time; default: one a core.")] = None,
