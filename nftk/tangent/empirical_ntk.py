@@ -1,6 +1,7 @@
 """empirical_ntk: the tangent kernel of a network as it stands, kept apart by layer."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,8 @@ from nftk.tangent.modules.examples import OutputFn
 from nftk.tangent.plan import check_budget
 from nftk.tangent.progress import Line
 from nftk.tangent.request import Request, detached, prepare
-from nftk.tangent.sweep import Sweep, TileDone
+from nftk.tangent.resumable import compute_to_file
+from nftk.tangent.sweep import Sweep
 from nftk.tangent.walk import tangents
 
 _OP = "empirical_ntk"
@@ -70,7 +72,9 @@ def empirical_ntk(
         weights: One number a block: only the weighted sum of the blocks is formed, tile by tile.
         include_omega: Whether Omega counts among the parameters of f (``per="module"`` and ``"model"``).
         out: Where to write: a tensor or a numpy array or memmap of the shape and dtype of the result's ``blocks``.
-            Fastest in the memory order of :class:`nftk.LayerKernels`.
+            Fastest in the memory order of :class:`nftk.LayerKernels`. Or the path of a file that is not there yet, in
+            the form of :meth:`LayerKernels.save`: killed or interrupted, the same call goes on after the last tile that
+            has reached the disk.
         memory_budget: Bytes for everything beside model, inputs and output; None for half of what is free. The result
             does not depend on it beyond rounding.
         backend: ``"auto"``, ``"cuda"`` or ``"torch"``; see :func:`nftk.ops.tangent_gram`.
@@ -84,11 +88,11 @@ def empirical_ntk(
 
     Returns:
         The kernels, detached (but with ``differentiable``). float64 stays float64; a network in 16 bits is taken over
-        into float32.
+        into float32. With a path they are on the CPU, read from the file when they are used.
 
     Raises:
         ValueError: If inputs do not fit, are not finite, or settings do not go together; if dropout is active; if
-            ``memory_budget`` is too small.
+            ``memory_budget`` is too small; if ``out`` is a file already, or was begun with another kernel.
         TypeError: If an input is no floating tensor, or the model no module.
         NotImplementedError: If the model is another than above, or with ``per="layer"`` uses a module twice or has
             hooks; if ``backend`` has no code.
@@ -122,7 +126,7 @@ def empirical_ntk(
         if out is not None or memory_budget is not None or request.backend != "torch":
             raise ValueError(
                 f"nftk.{_OP}: differentiable must go without out and memory_budget and with backend 'torch', got "
-                f"out={'None' if out is None else 'a tensor'}, memory_budget={memory_budget} and {request.backend!r}"
+                f"out={'None' if out is None else 'given'}, memory_budget={memory_budget} and {request.backend!r}"
             )
         if isinstance(weights, Tensor) and weights.requires_grad:
             raise ValueError(
@@ -136,8 +140,12 @@ def empirical_ntk(
         with torch.autocast(device.type, enabled=False):
             return _differentiable(network, first, second, request)
     network, first, second = detached(network, first, second)
-    given, tell = None if out is None else given_output(_OP, out), _tile_done(progress)
-    sweep = Sweep(network, first, second, request, budget=check_budget(memory_budget, device, _OP), op=_OP)
+    budget, tell = check_budget(memory_budget, device, _OP), _teller(progress)
+    if isinstance(out, str | Path):
+        compute_to_file(network, first, second, request, Path(out), budget=budget, progress=tell, op=_OP)
+        return LayerKernels.load(out)
+    given = None if out is None else given_output(_OP, out)
+    sweep = Sweep(network, first, second, request, budget=budget, op=_OP)
     shape = sweep.memory_shape()
     if given is None:
         memory = sweep.like.new_empty(shape)
@@ -149,7 +157,7 @@ def empirical_ntk(
         if any(size > 1 and stride == 0 for size, stride in zip(given.shape, given.stride(), strict=True)):
             raise ValueError(f"nftk.{_OP}: out must have a place for every entry, got strides {given.stride()}")
         memory = as_memory(request.form, given)
-    sweep.run(memory, tile_done=tell)
+    sweep.run(memory, tile_done=None if tell is None else lambda tile, done, total: tell(done, total))
     return LayerKernels(as_blocks(request.form, memory), tuple(sweep.names), reduction, normalize, x2 is None)
 
 
@@ -221,10 +229,10 @@ def _differentiable(chain: Chain, x1: Tensor, x2: Tensor | None, request: Reques
     return LayerKernels(as_blocks(form, memory), tuple(sweep.names), request.reduction, request.normalize, x2 is None)
 
 
-def _tile_done(progress: Progress) -> TileDone | None:
+def _teller(progress: Progress) -> Callable[[int, int], None] | None:
     if progress is False or progress is None:
         return None
     tell = Line() if progress is True else progress
     if not callable(tell):
         raise TypeError(f"nftk.{_OP}: progress must be True, False or a function of two numbers, got {progress!r}")
-    return lambda tile, done, total: tell(done, total)
+    return tell

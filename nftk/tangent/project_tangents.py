@@ -170,13 +170,7 @@ def _identity(network: Chain | Network, x: Any, backend: str) -> str:
         layers = [(layer.name, layer.activation.name, layer.scale, layer.bias_scale) for layer in network.layers]
         told: list[Any] = [layers, [(r.layer, r.scale, r.bias) for r in network.readouts]]
     else:
-        for t in network.model.state_dict().values():
-            if isinstance(t, Tensor):
-                add(t)
-        code = getattr(network.output_fn, "__code__", None)
-        constants = None if code is None else [c for c in code.co_consts if isinstance(c, int | float | str)]
-        chosen = None if code is None else [code.co_code.hex(), code.co_names, constants]
-        told = [repr(network.model), list(x.tensors), chosen]
+        told = [*network.describe(add), list(x.tensors)]
     total.update(json.dumps(told).encode())
     for t in x if isinstance(x, Examples) else (x,):
         add(t)

@@ -96,12 +96,12 @@ def compute_to_file(
             begun = None
             notes.truncate(0)
         if path.exists() and not overwrite:
-            raise ValueError(f"nftk: --out must not be there yet, got {path}; --overwrite replaces it")
+            raise ValueError(f"nftk.{op}: the file must not be there yet, got {path}")
         if begun is not None and begun[0] != identity:
             if not overwrite:
                 raise OtherKernelError(
                     f"nftk: {path} must be finished with the network, inputs and settings it was begun with, got "
-                    "others; give them again, or --overwrite"
+                    f"others; give them again, or remove what was begun, {partial}"
                 )
             begun = None
         sweep = Sweep(network, x1, x2, request, budget=budget, op=op, plan=begun[1]) if begun else fresh
@@ -220,7 +220,9 @@ def _identity(sweep: Sweep) -> str:
 def _locked(journal: Path) -> Iterator[IO[str]]:
     """The journal, open, and held against other processes."""
     if fcntl is None:
-        raise NotImplementedError("nftk: nftk kernel must run where files can be locked (Linux, macOS), got neither")
+        raise NotImplementedError(
+            "nftk: kernels must go into files where these can be locked (Linux, macOS), got neither"
+        )
     if not journal.parent.is_dir():
         raise ValueError(f"nftk: {journal.parent} must be a folder that exists, got none")
     while True:

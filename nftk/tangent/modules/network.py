@@ -93,6 +93,17 @@ class Network:
         """What the blocks are of."""
         return self.blocks
 
+    def describe(self, add: Callable[[Tensor], Tensor]) -> list[object]:
+        """Give every tensor that gradients depend on, and return what else they depend on, ready for JSON."""
+        for x in self.model.state_dict().values():
+            if isinstance(x, Tensor):
+                add(x)
+        # what a function chooses is in its code and constants; not in what it encloses
+        code = getattr(self.output_fn, "__code__", None)
+        constants = None if code is None else [c for c in code.co_consts if isinstance(c, int | float | str)]
+        chosen = None if code is None else [code.co_code.hex(), list(code.co_names), constants]
+        return [repr(self.model), chosen]
+
     def gradients(self, x: Examples, *, summed: bool) -> Iterator[tuple[int, list[Held]]]:
         """For one output after another, its number and what every site holds of it, with d = 1.
 

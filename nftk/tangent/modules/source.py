@@ -151,7 +151,4 @@ class ModuleSource:
 
     def describe(self, add: Callable[[Tensor], Tensor]) -> list[object]:
         """Give every tensor that the kernel depends on, and return what else it depends on."""
-        for x in self.network.model.state_dict().values():
-            if isinstance(x, Tensor):
-                add(x)
-        return [repr(self.network.model), [list(site.parameters) for site in self.network.sites]]
+        return [*self.network.describe(add), [list(site.parameters) for site in self.network.sites]]
