@@ -12,7 +12,18 @@ from nftk._checks import check_integer
 from nftk.cli.progress import Progress
 from nftk.cli.settings import SettingsError
 from nftk.cli.train import InterruptedRun
-from nftk.experiments import choice, figure2, poisoned, sparsity, stability, table1, ten_digits, theorem1, two_digits
+from nftk.experiments import (
+    choice,
+    figure2,
+    poisoned,
+    projections,
+    sparsity,
+    stability,
+    table1,
+    ten_digits,
+    theorem1,
+    two_digits,
+)
 from nftk.experiments.networks import Place, cores
 from nftk.experiments.record import Record, Request
 from nftk.experiments.settings import BASES, DEPTHS, TITLES
@@ -27,6 +38,7 @@ EXPERIMENTS: dict[str, Callable[[Request], Record]] = {
     "two-digits": two_digits.run,
     "ten-digits": ten_digits.run,
     "poisoned": poisoned.run,
+    "projections": projections.run,
 }
 # NFT-K's own, run where no name is given; how their settings were chosen, and what surrogates do, is asked for by name
 ALL = ("table1", "figure2", "sparsity", "stability", "theorem1")
