@@ -38,6 +38,7 @@ def _small(monkeypatch):
     monkeypatch.setattr(poisoned, "QUICK", SIZES)
     monkeypatch.setattr(poisoned, "SHARE", 0.4)
     monkeypatch.setattr(poisoned, "PENALTIES", (1e-1, 1e-2))
+    monkeypatch.setattr(poisoned, "PENALTY", 1e-2)
 
 
 def test_a_share_of_one_class_is_stamped_and_relabelled():
@@ -156,7 +157,7 @@ def test_the_record_is_what_a_direct_computation_says(tmp_path):
     margin = by_module.sum(2) - of_source
     totals = by_module.clamp(min=0).sum(2)
     for i, name in enumerate(MODULES):
-        module = run["modules"][name]
+        module = told["modules"][name]
         alike(module["places"], places(by_module[i]))
         assert module["share_suspects"] == pytest.approx(float((totals[i] / totals.sum(0))[:n].mean()), rel=1e-3)
         assert module["share_clean"] == pytest.approx(float((totals[i] / totals.sum(0))[2 * n :].mean()), rel=1e-3)
@@ -165,7 +166,7 @@ def test_the_record_is_what_a_direct_computation_says(tmp_path):
     alike(run["similar"]["trntk"], places(k_asked.sum(0)))
     itself = alpha[torch.arange(150), given.y[:150]] * k.sum(0).diagonal()
     alike(
-        run["self_influence"],
+        told["self_influence"],
         [place for place, i in enumerate(itself.argsort(descending=True).tolist(), 1) if rows[i]],
     )
     # and it is found
@@ -177,8 +178,13 @@ def test_the_record_is_what_a_direct_computation_says(tmp_path):
     assert values["precision"] == [poisoned.precision(told["places"], run["poisoned"])]
     cells = [spread(values[name]) for name in ("precision", "recall_at_twice", "average_precision")]
     assert f"| trNTK attribution, penalty 0.01 | {' | '.join(cells)} |" in record.markdown
-    sum_of_modules = sum(run["modules"][name]["margin_moved"] for name in MODULES)
+    sum_of_modules = sum(told["modules"][name]["margin_moved"] for name in MODULES)
     assert f"The stamp moves the output for 1 over that for 7 by {sum_of_modules:.2f}" in record.markdown
+    rows = [line for line in record.markdown.splitlines() if line.startswith("| conv 1 |")]
+    alone = [run["surrogates"][f"trntk {penalty}"]["modules"]["0"]["places"] for penalty in ("0.1", "0.01")]
+    assert [line.split(" | ")[-2:] for line in rows] == [
+        [f"{poisoned.precision(alone[0], len(alone[0])):.2f}", f"{poisoned.precision(alone[1], len(alone[1])):.2f} |"]
+    ]
     files = {path.name for path in record.write(tmp_path / "out", request)}
     assert files == {"poisoned.png", "poisoned.md", "poisoned.json"}
     assert json.loads((tmp_path / "out" / "poisoned.json").read_text())["rows"] == record.found["rows"]
@@ -186,16 +192,12 @@ def test_the_record_is_what_a_direct_computation_says(tmp_path):
 
 @pytest.mark.usefixtures("_small")
 def test_findings_are_kept_and_an_attack_that_fails_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(poisoned, "one", lambda request, data, seed, sizes: {"seed": seed})
-    request = Request(Place(tmp_path), quick=True)
-    data = stand_in()
-    assert poisoned._found(request, data, 3, SIZES) == {"seed": 3}
-    monkeypatch.undo()
-    monkeypatch.setattr(poisoned, "SHARE", 0.4)
-    monkeypatch.setattr(poisoned, "PENALTIES", (1e-1, 1e-2))
-    monkeypatch.setattr(poisoned, "one", None)
-    assert poisoned._found(request, data, 3, SIZES) == {"seed": 3}
-    monkeypatch.undo()
+    request, data = Request(Place(tmp_path), quick=True), stand_in()
+    with monkeypatch.context() as patch:
+        patch.setattr(poisoned, "one", lambda request, data, seed, sizes: {"seed": seed})
+        assert poisoned._found(request, data, 3, SIZES) == {"seed": 3}
+        patch.setattr(poisoned, "one", None)
+        assert poisoned._found(request, data, 3, SIZES) == {"seed": 3}
     constant = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     nn.init.zeros_(constant[1].weight)
     constant[1].bias.data = torch.eye(10)[0]

@@ -30,10 +30,12 @@ SOURCE, TARGET, SHARE = 7, 1, 0.1
 CORNER, SIDE = 24, 3
 # the first training examples, among which the poison is sought, and the first test examples, which are ordinary
 CANDIDATES, ORDINARY = 1000, 200
-# all kernels have a diagonal of 1; modules and the other kernels are taken at PENALTY
-PENALTIES, PENALTY = (1e-1, 1e-2, 1e-3, 1e-4), 1e-2
+# all kernels have a diagonal of 1; PENALTY, at which modules are told apart, is the largest at which the trNTK's
+# surrogate gives both most suspects and nearly all ordinary images the network's class
+PENALTIES, PENALTY = (1e-1, 1e-2, 1e-3, 1e-4), 1e-3
 QUICK = {"train": 600, "test": 200, "epochs": 20, "candidates": 400, "ordinary": 100}
 FULL = {"train": TRAIN, "test": TEST, "epochs": EPOCHS, "candidates": CANDIDATES, "ordinary": ORDINARY}
+TITLES = {"trntk": "trNTK", "pntk": "pNTK", "embedding": "embedding cosine"}
 SIMILAR = {
     "trntk": "trNTK alone",
     "pntk": "pNTK alone",
@@ -148,7 +150,7 @@ def one(request: Request, data: Digits, seed: int, sizes: dict[str, int]) -> dic
     said_of = torch.cat((target[:n], _classes(model, before[hit]), said[:ordinary]))
     found["surrogates"] = {}
     for name, (k, k_asked) in pairs.items():
-        for penalty in PENALTIES if name == "trntk" else (PENALTY,):
+        for penalty in PENALTIES:
             surrogate = KernelSurrogate(penalty=penalty).fit(k, y)
             made = attribute(surrogate, k_asked)
             scores = made.scores(TARGET)
@@ -164,10 +166,11 @@ def one(request: Request, data: Digits, seed: int, sizes: dict[str, int]) -> dic
                 "objective": surrogate.objective_,
                 "iterations": surrogate.iterations_,
             }
-            if name == "trntk" and penalty == PENALTY:
+            if name == "trntk":
+                told = found["surrogates"][f"{name} {penalty:g}"]
+                told["modules"] = modules(made, n, clean, poisoned, places)
                 own = self_influence(surrogate, k, y).sum(0)
-                found["self_influence"] = ranks(Suspicion(top_k(own, len(own)).examples, own), poisoned)
-                found["modules"] = modules(made, n, clean, poisoned, places)
+                told["self_influence"] = ranks(Suspicion(top_k(own, len(own)).examples, own), poisoned)
             request.say(f"poisoned, seed {seed}, {name}, penalty {penalty:g}: "
                         f"{_told(found['surrogates'][f'{name} {penalty:g}']['places'])}")  # fmt: skip
     return found
@@ -219,7 +222,7 @@ def _computed(path: Path, make: Callable[[], LayerKernels]) -> LayerKernels:
 def _found(request: Request, data: Digits, seed: int, sizes: dict[str, int]) -> dict[str, Any]:
     """What was found with one seed, from disk where it has been."""
     images = hashlib.sha256(data.x.numpy().tobytes() + data.x_test.numpy().tobytes()).hexdigest()
-    settings = f"1 {sizes} {SOURCE} {TARGET} {SHARE} {CORNER} {SIDE} {PENALTIES} {PENALTY} {images}"
+    settings = f"2 {sizes} {SOURCE} {TARGET} {SHARE} {CORNER} {SIDE} {PENALTIES} {PENALTY} {images}"
     return kept(request.place.runs, f"poisoned-seed{seed}", settings, lambda: one(request, data, seed, sizes))
 
 
@@ -242,14 +245,10 @@ def run(request: Request) -> Record:
 
 def methods(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[int]]]:
     """Ranks of the poisoned examples, by method and seed."""
-    rows = {}
-    for key in runs[0]["surrogates"]:
-        name, penalty = key.split()
-        title = {"trntk": "trNTK", "pntk": "pNTK", "embedding": "embedding cosine"}[name]
-        rows[f"{title} attribution, penalty {penalty}"] = [run["surrogates"][key]["places"] for run in runs]
-    for name, title in SIMILAR.items():
-        rows[title] = [run["similar"][name] for run in runs]
-    rows["self-influence"] = [run["self_influence"] for run in runs]
+    rows = {surrogate_title(key): [run["surrogates"][key]["places"] for run in runs] for key in runs[0]["surrogates"]}
+    for name, what in SIMILAR.items():
+        rows[what] = [run["similar"][name] for run in runs]
+    rows["self-influence"] = [_chosen(run)["self_influence"] for run in runs]
     return rows
 
 
@@ -262,8 +261,20 @@ def numbers(seeds: Sequence[Sequence[int]]) -> dict[str, list[float]]:
     }
 
 
+def _chosen(run: dict[str, Any]) -> dict[str, Any]:
+    """The trNTK's surrogate at PENALTY."""
+    found: dict[str, Any] = run["surrogates"][f"trntk {PENALTY:g}"]
+    return found
+
+
 def _told(places: Sequence[int]) -> str:
     return f"precision {precision(places, len(places)):.2f}, average precision {average_precision(places):.3f}"
+
+
+def surrogate_title(key: str) -> str:
+    """A surrogate as a person calls it."""
+    name, penalty = key.split()
+    return f"{TITLES[name]} attribution, penalty {penalty}"
 
 
 def title(name: str) -> str:
@@ -290,17 +301,18 @@ def text(runs: Sequence[dict[str, Any]], rows: dict[str, list[list[int]]], sizes
     lines.append(["chance", spread(chance), spread([2 * share for share in chance]), spread(chance)])
     keys = list(runs[0]["surrogates"])
     how = [
-        [key, over("surrogates", key, "agreement_ordinary", scale=100, digits=1),
+        [surrogate_title(key).replace(" attribution", ""),
+         over("surrogates", key, "agreement_ordinary", scale=100, digits=1),
          over("surrogates", key, "agreement_suspects", scale=100, digits=1), over("surrogates", key, "half", digits=1),
          over("surrogates", key, "poison_share", scale=100, digits=1)]
         for key in keys
     ]  # fmt: skip
-    names = list(runs[0]["modules"])
+    names, chosen = list(_chosen(runs[0])["modules"]), ("surrogates", f"trntk {PENALTY:g}", "modules")
     by_module = [
-        [title(name), *(spread(v) for v in list(numbers([r["modules"][name]["places"] for r in runs]).values())[::2]),
-         over("modules", name, "share_suspects", scale=100, digits=1),
-         over("modules", name, "share_clean", scale=100, digits=1),
-         over("modules", name, "poison_share", scale=100, digits=1), over("modules", name, "margin_moved")]
+        [title(name), over(*chosen, name, "margin_moved"), over(*chosen, name, "share_suspects", scale=100, digits=1),
+         over(*chosen, name, "share_clean", scale=100, digits=1),
+         over(*chosen, name, "poison_share", scale=100, digits=1),
+         *(spread(values) for values in by_penalty(runs, name))]
         for name in names
     ]  # fmt: skip
     poisoned = ", ".join(f"{run['poisoned_in_training']} ({run['poisoned']})" for run in runs)
@@ -323,16 +335,16 @@ def text(runs: Sequence[dict[str, Any]], rows: dict[str, list[list[int]]], sizes
     surrogates = (
         "How near each surrogate is to its network, and how its scores are spread: the fewest training images that "
         f"carry half of a suspect's positive score for {TARGET}, and the share of it that the poison carries.\n\n"
-        + table(["surrogate, penalty", "same class, ordinary, %", "suspects, %", "images for half", "poison, %"], how)
+        + table(["surrogate", "same class, ordinary, %", "suspects, %", "images for half", "poison, %"], how)
         + "\n\n"
     )
     where = (
-        f"By module, trNTK attribution, penalty {PENALTY:g}: found by the module's scores alone; its share of the "
-        f"positive score for {TARGET} of suspects and of ordinary images; the share of its own that the poison "
-        f"carries; and by how much it moves {TARGET}'s output over {SOURCE}'s when the stamp is put on.\n\n"
+        f"By module, trNTK attribution, penalty {PENALTY:g}: by how much it moves {TARGET}'s output over {SOURCE}'s "
+        f"when the stamp is put on; its share of the positive score for {TARGET} of suspects and of ordinary images; "
+        "the share of its own that the poison carries; and the precision at k of its scores alone, by penalty.\n\n"
         + table(
-            ["module", "precision at k", "average precision", "share, suspects, %", "share, ordinary, %", "poison, %",
-             f"{TARGET} over {SOURCE}"],
+            ["module", f"{TARGET} over {SOURCE}", "share, suspects, %", "share, ordinary, %", "poison, %",
+             *(f"precision, {penalty:g}" for penalty in PENALTIES)],
             by_module,
         )
         + f"\n\n{sentence(runs)}\n"
@@ -340,24 +352,32 @@ def text(runs: Sequence[dict[str, Any]], rows: dict[str, list[list[int]]], sizes
     return head + found + surrogates + where
 
 
+def by_penalty(runs: Sequence[dict[str, Any]], name: str) -> list[list[float]]:
+    """Precision at k of a module's scores alone, by penalty and network."""
+    return [
+        numbers([run["surrogates"][f"trntk {penalty:g}"]["modules"][name]["places"] for run in runs])["precision"]
+        for penalty in PENALTIES
+    ]
+
+
 def sentence(runs: Sequence[dict[str, Any]]) -> str:
     """Where the stamp is seen."""
-    names = list(runs[0]["modules"])
+    names = list(_chosen(runs[0])["modules"])
 
     def mean(name: str, what: str) -> float:
-        return float(sum(run["modules"][name][what] for run in runs) / len(runs))
+        return float(sum(_chosen(run)["modules"][name][what] for run in runs) / len(runs))
 
     moved = {name: mean(name, "margin_moved") for name in names}
     total = sum(moved.values())
-    most = max(names, key=lambda name: moved[name])
+    falling = sorted(names, key=lambda name: moved[name], reverse=True)
+    told = ", ".join(f"{title(name)} {100 * moved[name] / total:.0f} %" for name in falling)
     blames = max(names, key=lambda name: mean(name, "poison_share"))
     risen = max(names, key=lambda name: mean(name, "share_suspects") - mean(name, "share_clean"))
     rise = 100 * (mean(risen, "share_suspects") - mean(risen, "share_clean"))
     return (
-        f"The stamp moves the output for {TARGET} over that for {SOURCE} by {total:.2f} on the mean, most of it "
-        f"through {title(most)} ({100 * moved[most] / total:.0f} %). The share of positive score rises most, against "
-        f"ordinary images, in {title(risen)} (by {rise:.1f} points); the poison has the largest share of a module's "
-        f"own in {title(blames)} ({100 * mean(blames, 'poison_share'):.0f} %)."
+        f"The stamp moves the output for {TARGET} over that for {SOURCE} by {total:.2f} on the mean: {told}. The share "
+        f"of positive score rises most, against ordinary images, in {title(risen)} (by {rise:.1f} points); the poison "
+        f"has the largest share of a module's own in {title(blames)} ({100 * mean(blames, 'poison_share'):.0f} %)."
     )
 
 
@@ -374,21 +394,27 @@ def plot(runs: Sequence[dict[str, Any]], rows: dict[str, list[list[int]]], shown
     image.imshow(shown.numpy(), cmap="gray")
     image.set_axis_off()
     image.set_title(f"a {SOURCE} with the stamp;\nin the training set it is called {TARGET}", size=9)
-    names = list(runs[0]["modules"])
-    heights = [[numbers([run["modules"][name]["places"]])["precision"][0] for run in runs] for name in names]
-    bars.bar(range(len(names)), [sum(values) / len(values) for values in heights], color="#4477aa")
-    for i, values in enumerate(heights):
-        bars.plot([i] * len(values), values, ".", color="black")
+    names = list(_chosen(runs[0])["modules"])
+    width = 0.8 / len(PENALTIES)
+    for i, penalty in enumerate(PENALTIES):
+        heights = [by_penalty(runs, name)[i] for name in names]
+        at = [place + (i - (len(PENALTIES) - 1) / 2) * width for place in range(len(names))]
+        bars.bar(at, [sum(v) / len(v) for v in heights], width, color=str(0.3 + 0.15 * i), label=f"{penalty:g}")
+        for place, values in zip(at, heights, strict=True):
+            bars.plot([place] * len(values), values, ".", color="#cc3311", markersize=4)
     bars.set_xticks(range(len(names)), [title(name) for name in names], size=8)
     bars.set(ylim=(0, 1.05), ylabel="precision at k, by the module's scores alone")
-    bars.set_title(f"trNTK attribution, penalty {PENALTY:g};\n{_networks(runs)}, each a point", size=9)
+    bars.set_title(f"trNTK attribution, by penalty;\n{_networks(runs)}, each a point", size=9)
+    bars.legend(fontsize=7, loc="lower right")
     count = min(run["candidates"] for run in runs)
-    for i, (name, seeds) in enumerate(rows.items()):
+    drawn = [name for name in rows if "attribution" not in name or "trNTK" in name or f"{PENALTY:g}" in name]
+    for i, name in enumerate(drawn):
+        seeds = rows[name]
         pairs = [
             [sum(of(places, k) for places in seeds) / len(seeds) for of in (recall, precision)]
             for k in range(1, count + 1)
         ]
-        style = "-" if "attribution" in name else "--"
+        style = "-" if "trNTK attr" in name else "--" if "attribution" in name else ":"
         curves.plot(*zip(*pairs, strict=True), style, color=f"C{i % 10}", linewidth=1.3, label=name)
     curves.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
     curves.set_title(f"first k of the ranking; {_networks(runs)}", size=9)
