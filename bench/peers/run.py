@@ -201,6 +201,8 @@ def main():
     pins = [
         line
         for path in sorted(HERE.glob("requirements-*.txt"))
+        # TRAK is not timed
+        if path.name != "requirements-traker.txt"
         for line in path.read_text().splitlines()
         if line and not line.startswith("#")
     ]

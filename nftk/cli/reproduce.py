@@ -14,6 +14,7 @@ from nftk.cli.settings import SettingsError
 from nftk.cli.train import InterruptedRun
 from nftk.experiments import (
     choice,
+    counterfactual,
     figure2,
     poisoned,
     projections,
@@ -39,6 +40,7 @@ EXPERIMENTS: dict[str, Callable[[Request], Record]] = {
     "ten-digits": ten_digits.run,
     "poisoned": poisoned.run,
     "projections": projections.run,
+    "counterfactual": counterfactual.run,
 }
 # NFT-K's own, run where no name is given; how their settings were chosen, and what surrogates do, is asked for by name
 ALL = ("table1", "figure2", "sparsity", "stability", "theorem1")
