@@ -20,12 +20,14 @@ from nftk.kernels.layer_recursion import layer_recursion_fwd
 from nftk.kernels.network import network_fwd
 from nftk.kernels.network_bwd import network_bwd
 from nftk.kernels.network_weights import network_bwd_weights
+from nftk.kernels.project import project_fwd, project_transpose_fwd
 from nftk.kernels.readout import readout_bwd, readout_fwd
 from triton.backends.compiler import GPUTarget
 
 from nftk.ops.duals import Dual
 from nftk.ops.layer_recursion import RecursionLayer
 from nftk.ops.network_triton import MOST_OUTPUTS, SLOPE_FROM_H
+from nftk.ops.project_torch import Matrix
 
 RECORD = Path(__file__).parent / "results" / "resources.json"
 ARCHITECTURES = (80, 90, 100)
@@ -216,6 +218,26 @@ def compile_recursion(kind, capability):
     yield from ((name, usage(kernel)) for name, kernel in zip(forms, kernels, strict=True))
 
 
+# kind, dtype of the inputs, and seed and first column, which have 32 bits or 64
+PROJECTIONS = {
+    "project, rademacher": ("rademacher", torch.float32, 3),
+    "project, rademacher, far columns": ("rademacher", torch.float32, 1 << 40),
+    "project, rademacher, bfloat16": ("rademacher", torch.bfloat16, 3),
+    "project, gaussian": ("gaussian", torch.float32, 3),
+    "project, gaussian, bfloat16": ("gaussian", torch.bfloat16, 3),
+}
+
+
+def compile_projection(kind, dtype, far, capability):
+    """Yield (kernel, resources) of a projection of 512 rows, and of its transpose."""
+    matrix = Matrix(1024, far, kind, far, 1, 4)
+    x, y = torch.empty(512, 1 << 16, dtype=dtype), torch.empty(1, 512, 1024, dtype=dtype)
+    with compiled(capability) as kernels:
+        project_fwd(x, matrix)
+        project_transpose_fwd(y, 1 << 16, matrix)
+    yield from ((name, usage(kernel)) for name, kernel in zip(("project", "project_transpose"), kernels, strict=True))
+
+
 def rows(cases, architectures):
     """One row a kernel, case and architecture."""
     found = [
@@ -224,11 +246,17 @@ def rows(cases, architectures):
         for name in cases
         for kernel, used in compile_case(CASES[name], capability)
     ]
-    return found + [
+    found += [
         {"case": name, "capability": capability, "kernel": kernel} | used
         for capability in architectures
         for name, kind in RECURSIONS.items()
         for kernel, used in compile_recursion(kind, capability)
+    ]
+    return found + [
+        {"case": name, "capability": capability, "kernel": kernel} | used
+        for capability in architectures
+        for name, settings in PROJECTIONS.items()
+        for kernel, used in compile_projection(*settings, capability)
     ]
 
 

@@ -184,6 +184,9 @@ def project_transpose_fwd(y: Tensor, p: int, matrix: Any) -> Tensor:
     """Return the sum of y_b P_b, (n, p): one launch."""
     blocks, n, k = y.shape
     out = y.new_empty(n, p)
+    if matrix.kind == "gaussian":
+        # 16 bits would be widened in registers, which spill then
+        y = y.float()
     if out.numel():
         grid = (triton.cdiv(p, TRANSPOSE_P) * triton.cdiv(n, TRANSPOSE_N),)
         _project_transpose_kernel[grid](

@@ -23,6 +23,8 @@ KERNELS = {
     "network_bwd_weights",
     "layer_recursion",
     "layer_recursion, weighted",
+    "project",
+    "project_transpose",
 }
 
 
