@@ -8,7 +8,7 @@ lint:  ## style and types
 	ruff check . && ruff format --check . && mypy
 
 test:  ## everything, doctests included
-	python -m pytest
+	python -m pytest -n 2 --dist worksteal
 
 bench:  ## the timings behind bench/results/
 	python -m pytest bench/

@@ -4,6 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # before torch is imported: workers whose threads are more than the cores wait for each other
+    cores_each = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores_each)))
+
 import torch
 
 if not torch.cuda.is_available():
@@ -66,13 +72,21 @@ def small_tiles(grid, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    """csrc's tangent_gram compiled for the CPU, in the place of nftk._C."""
+def library(tmp_path_factory):
+    """csrc's tangent_gram compiled for the CPU."""
     import tangent_gram_host as host
 
     if host.missing() is not None:
         pytest.skip(host.missing())
-    return host.Extension(host.Host(tmp_path_factory.mktemp("cuda")))
+    return host.Host(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(scope="session")
+def emulated(library):
+    """The same in the place of nftk._C."""
+    import tangent_gram_host as host
+
+    return host.Extension(library)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import inspect
 import random
 import sys
 import threading
+import time
 
 import numpy as np
 from triton.runtime import interpreter
@@ -170,7 +171,7 @@ def emulate():
         # the tensors lie in host memory, which the interpreter wrote itself; its copy back would count as work
 
     kind = type(builder)
-    load, store = kind.create_masked_load, kind.create_masked_store
+    load, store, atomic = kind.create_masked_load, kind.create_masked_store, kind.create_atomic_rmw
 
     def checked_load(self, ptrs, mask, *rest):
         grid.bounds.check("load", ptrs, mask, interpreter._get_np_dtype(ptrs.get_element_ty()))
@@ -180,7 +181,15 @@ def emulate():
         grid.bounds.check("store", ptrs, mask, value.data.dtype)
         return store(self, ptrs, value, mask, *rest)
 
+    def yielding_atomic(self, *args):
+        found = atomic(self, *args)
+        if grid.order == "together":
+            # a program that waits for others would hold the interpreter's lock, which they need to arrive
+            time.sleep(5e-4)
+        return found
+
     kind.create_masked_load, kind.create_masked_store = checked_load, checked_store
+    kind.create_atomic_rmw = yielding_atomic
     saved = kind.create_dot, kind.create_fp_trunc, interpreter.GridExecutor.__call__, sys.getswitchinterval()
     kind.create_dot, kind.create_fp_trunc = create_dot, create_fp_trunc
     interpreter.GridExecutor.__call__ = call
@@ -191,6 +200,6 @@ def emulate():
         yield grid
     finally:
         del kind.grid_idx
-        kind.create_masked_load, kind.create_masked_store = load, store
+        kind.create_masked_load, kind.create_masked_store, kind.create_atomic_rmw = load, store, atomic
         kind.create_dot, kind.create_fp_trunc, interpreter.GridExecutor.__call__, interval = saved
         sys.setswitchinterval(interval)

@@ -24,7 +24,8 @@ def test_python_blocks_run(tmp_path):
 def test_the_two_commands():
     lines = README.splitlines()
     assert len([line for line in lines if re.match(r"pip install .* && nftk train", line)]) == 1
-    assert len([line for line in lines if re.match(r"pip install .* && python -m pytest$", line)]) == 1
+    tests = r"pip install .* && python -m pytest -n 2 --dist worksteal$"
+    assert len([line for line in lines if re.match(tests, line)]) == 1
 
 
 def test_links_to_files_lead_somewhere():

@@ -14,11 +14,6 @@ NUMBERS = ["highest", "tf32", "bf16", "float64"]
 ROUNDED = {"highest": lambda x: x, "float64": lambda x: x, "tf32": to_tf32, "bf16": lambda x: x.bfloat16().float()}
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return host.Host(tmp_path_factory.mktemp("cuda"))
-
-
 class Case(NamedTuple):
     """Sizes, and channels of each entry. n2 None: the symmetric form."""
 
