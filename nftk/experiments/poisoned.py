@@ -329,7 +329,8 @@ def text(runs: Sequence[dict[str, Any]], rows: dict[str, list[list[int]]], sizes
     found = (
         "Mean and standard deviation over the networks. k is the number of poisoned images, so that precision at k is "
         f"recall at k. {', '.join(str(run['suspects']) for run in runs)} suspects against "
-        f"{', '.join(str(run['clean']) for run in runs)} ordinary images that are classified {TARGET}.\n\n"
+        f"{', '.join(str(run['clean']) for run in runs)} ordinary images that are classified {TARGET}. "
+        "Penalties are shares of the kernels' diagonal, which is 1.\n\n"
         f"{table(['ranked by', 'precision and recall at k', 'recall at 2k', 'average precision'], lines)}\n\n"
     )
     surrogates = (
@@ -415,7 +416,7 @@ def plot(runs: Sequence[dict[str, Any]], rows: dict[str, list[list[int]]], shown
             for k in range(1, count + 1)
         ]
         style = "-" if "trNTK attr" in name else "--" if "attribution" in name else ":"
-        curves.plot(*zip(*pairs, strict=True), style, color=f"C{i % 10}", linewidth=1.3, label=name)
+        curves.plot(*zip(*pairs, strict=True), style, color=f"C{i}" if i < 10 else "black", linewidth=1.3, label=name)
     curves.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
     curves.set_title(f"first k of the ranking; {_networks(runs)}", size=9)
     figure.legend(*curves.get_legend_handles_labels(), fontsize=7, loc="outside right center", frameon=False)
