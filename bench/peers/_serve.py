@@ -11,9 +11,9 @@ import numpy as np
 def main(load):
     """Answer each line of stdin with a line of JSON.
 
-    load takes layers [(W, b)], readouts [V] and x, all numpy arrays, and returns the ways by name, each a pair of
-    functions of nothing: the call that is timed, which returns when its result is there, and one that returns the
-    kernels as an array, [L, n, d, n, d].
+    load takes layers [(W, b)], readouts [V] (of a convolutional network none) and x, all numpy arrays, and returns the
+    ways by name, each a pair of functions of nothing: the call that is timed, which returns when its result is there,
+    and one that returns the kernels as an array, [L, n, d, n, d], or [L, n, n] of a trace.
     """
     # what a library prints must not come between
     answers = os.fdopen(os.dup(1), "w")
@@ -31,10 +31,10 @@ def main(load):
 def _answer(ways, load, do, path=None, way=None, seconds=0.0):
     if do == "load":
         with np.load(path) as held:
-            count = sum(name.startswith("v") for name in held)
-            layers = [(held[f"w{i}"], held[f"b{i}"]) for i in range(count)]
+            layers = [(held[f"w{i}"], held[f"b{i}"]) for i in range(sum(name.startswith("w") for name in held))]
+            readouts = [held[f"v{i}"] for i in range(sum(name.startswith("v") for name in held))]
             ways.clear()
-            ways.update(load(layers, [held[f"v{i}"] for i in range(count)], held["x"]))
+            ways.update(load(layers, readouts, held["x"]))
         return {"ways": list(ways)}
     call, result = ways[way]
     if do == "save":

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import _convolutional
 import _serve
 import torch
 
@@ -25,8 +26,22 @@ def infinite(x):
     return ways
 
 
+def convolutional(layers, x):
+    model, x = _convolutional.network(layers), torch.from_numpy(x)
+
+    def kernel(reduction):
+        return nftk.empirical_ntk(model, x, per="model", reduction=reduction).blocks
+
+    return {
+        "nftk full": (lambda: kernel("full"), lambda: kernel("full").transpose(2, 3).numpy()),
+        "nftk trace": (lambda: kernel("trace"), lambda: kernel("trace").numpy()),
+    }
+
+
 def load(layers, readouts, x):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if layers and not readouts:
+        return convolutional(layers, x)
     if not layers:
         return {name: (call, lambda call=call: call().numpy()) for name, call in infinite(torch.from_numpy(x)).items()}
     layers = [tuple(map(torch.from_numpy, layer)) for layer in layers]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _convolutional
 import _machine
 
 HERE = Path(__file__).resolve().parent
@@ -26,6 +27,8 @@ GOALS = {(32, "nngeometry"): 20, (256, "nngeometry"): 9, (32, "neural-tangents")
 # kernels of infinite width: peers, inputs, and what is promised
 INFINITE, INFINITE_POINTS, INFINITE_FEATURES = ("nftk", "neural_tangents"), 2000, 30
 INFINITE_GOALS = {"neural-tangents relu": 20, "neural-tangents relu compiled": 20, "eager relu": 6}
+# the convolutional network of MNIST's experiments, which nngeometry takes too
+CONVOLUTIONAL, CONVOLUTIONAL_POINTS = ("nftk", "nngeometry"), 100
 # enough of one way; what takes longer than this at once is timed once
 SECONDS = 60.0
 
@@ -109,6 +112,34 @@ def infinite(peers, rounds, folder):
     return rows
 
 
+def convolutional(peers, rounds, folder):
+    """Rows of the kernel of a convolutional network: all pairs of outputs, and the trace, each against nftk's."""
+    rng, points = np.random.default_rng(0), CONVOLUTIONAL_POINTS
+    arrays = {"x": rng.normal(0, 1, (points, 1, 28, 28))}
+    for i, shape in enumerate(_convolutional.SHAPES):
+        arrays |= {
+            f"w{i}": rng.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape),
+            f"b{i}": rng.normal(0, 0.1, shape[0]),
+        }
+    np.savez(folder / "network.npz", **{name: array.astype(np.float32) for name, array in arrays.items()})
+    rows, truth = [], {}
+    offered = {name: peers[name].ask(do="load", path=str(folder / "network.npz"))["ways"] for name in CONVOLUTIONAL}
+    for form in ("full", "trace"):
+        ways, found = {}, {}
+        for name, all_ways in offered.items():
+            way = next(way for way in all_ways if way.endswith(form))
+            answer = peers[name].ask(do="save", way=way, path=str(folder / "kernels.npy"))
+            assert "failed" not in answer, answer
+            kernel = np.load(folder / "kernels.npy")
+            truth.setdefault(form, kernel)
+            assert kernel.shape == truth[form].shape, f"{way}: {kernel.shape} instead of {truth[form].shape}"
+            off = float(np.linalg.norm(kernel - truth[form]) / np.linalg.norm(truth[form]))
+            assert off < 1e-5, f"{way} differs from nftk by {off:.1e}"
+            ways[way], found[way] = peers[name], {"points": points, "provider": way, "difference": off}
+        rows += timed(found, ways, rounds, f"nftk {form}")
+    return rows
+
+
 def compare(points, peers, rounds, folder):
     """Rows of one number of points: the kernels agree first, then all ways in turn, round by round."""
     ways, rows, truth = {}, {}, None
@@ -185,15 +216,19 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--points", type=int, nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--infinite", action="store_true", help="the kernels of infinite width instead")
+    parser.add_argument("--convolutional", action="store_true", help="the kernel of a convolutional network instead")
     parser.add_argument("--environments", type=Path, default=HERE / "environments", help="where they are, or are made")
     parser.add_argument("--record", type=Path, default=HERE.parent / "results", help="folder for the record")
     given = parser.parse_args()
     cores = set(sorted(os.sched_getaffinity(0))[: given.threads])
-    names = INFINITE if given.infinite else dict.fromkeys(name for points in given.points for name in PEERS[points])
+    names = list(dict.fromkeys(name for points in given.points for name in PEERS[points]))
+    names = INFINITE if given.infinite else CONVOLUTIONAL if given.convolutional else names
     peers = {name: Peer(name, given.environments, cores) for name in names}
     with tempfile.TemporaryDirectory() as folder:
         if given.infinite:
             rows = infinite(peers, given.rounds, Path(folder))
+        elif given.convolutional:
+            rows = convolutional(peers, given.rounds, Path(folder))
         else:
             rows = [row for points in given.points for row in compare(points, peers, given.rounds, Path(folder))]
     for peer in peers.values():
@@ -212,6 +247,13 @@ def main():
             "precision": "float64",
             "targets": infinite_targets(rows),
         }
+    elif given.convolutional:
+        ratios = {row["provider"]: row["ratio_to_nftk"] for row in rows}
+        said = [
+            {"target": f"faster than {way}", "value": ratios[way], "met": ratios[way] > 1}
+            for way in ("nngeometry full", "nngeometry trace")
+        ]
+        what = {"case": "MNIST CNN, 33,194 parameters", "precision": "highest", "targets": said}
     else:
         what = {
             "case": "784-10x256-10",
@@ -221,7 +263,8 @@ def main():
         }
     machine = _machine.machine("cpu") | {"threads": given.threads}
     record = {"op": "peers", **what, "rows": rows, "packages": pins, "machine": machine}
-    path = given.record / "cpu" / f"peers_{'infinite' if given.infinite else 'empirical'}_ntk.json"
+    kind = "infinite" if given.infinite else "convolutional" if given.convolutional else "empirical"
+    path = given.record / "cpu" / f"peers_{kind}_ntk.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
 
