@@ -42,8 +42,9 @@ def scores(given, dim, shares, folder):
             for number, state in enumerate(states):
                 traker.start_scoring_checkpoint("test", state, model_id=number, num_targets=len(x_test))
                 traker.score((x_test, y_test), num_samples=len(x_test))
-        said = [traker.finalize_scores("test", model_ids=group) for group in given["groups"]]
-        found[f"{dim} {share:g}"] = torch.stack([torch.as_tensor(values).T.clone() for values in said])
+        # every call writes into one file
+        said = [torch.tensor(traker.finalize_scores("test", model_ids=group)).T for group in given["groups"]]
+        found[f"{dim} {share:g}"] = torch.stack(said)
     return found
 
 
