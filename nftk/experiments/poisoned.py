@@ -33,7 +33,7 @@ CANDIDATES, ORDINARY = 1000, 200
 # all kernels have a diagonal of 1; PENALTY, at which modules are told apart, is the largest at which the trNTK's
 # surrogate gives both most suspects and nearly all ordinary images the network's class
 PENALTIES, PENALTY = (1e-1, 1e-2, 1e-3, 1e-4), 1e-3
-QUICK = {"train": 600, "test": 200, "epochs": 20, "candidates": 400, "ordinary": 100}
+QUICK = {"train": 600, "test": 150, "epochs": 20, "candidates": 600, "ordinary": 60}
 FULL = {"train": TRAIN, "test": TEST, "epochs": EPOCHS, "candidates": CANDIDATES, "ordinary": ORDINARY}
 TITLES = {"trntk": "trNTK", "pntk": "pNTK", "embedding": "embedding cosine"}
 SIMILAR = {
