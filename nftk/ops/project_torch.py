@@ -14,8 +14,8 @@ TAGS = {"rademacher": 0, "gaussian": 1, "sjlt": 2}
 SERVED = {"rademacher": 128, "gaussian": 4}
 # rows of P at a time: a tile of 2^18 float32 entries is 1 MiB, a core's second cache
 _ROWS, _COLUMNS = 1024, 256
-# calls of Philox at a time, on a CPU: enough for torch's overhead, and 128 KiB for each of the words
-_CALLS = 1 << 14
+# calls of Philox at a time: enough for torch's overhead on a hundred operations, and 512 KiB for each of the words
+_CALLS = 1 << 16
 # entries of a sparse projection that are sorted at a time
 _SORTED = 1 << 16
 
