@@ -24,8 +24,8 @@ SEEDS = 3
 # of the training images, those that surrogates are fitted on
 EXAMPLES = 2000
 PROJECTED, RESAMPLES = 1024, 1000
-# of the mean of the kernel's diagonal; a kernel of cosines can use less than KernelSurrogate's own smallest
-PENALTIES = tuple(10.0**-power for power in range(2, 12))
+# of the mean of the kernel's diagonal
+PENALTIES, TOLERANCE = tuple(10.0**-power for power in range(2, 9)), 1e-4
 TARGETS = {"labels": "labels", "probabilities": "the network's probabilities"}
 # kernel of all pairs of given images, training and test
 Kernel = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -68,7 +68,7 @@ FIRST = "trNTK"
 
 def one(piece: Piece) -> dict[str, Any]:
     """Train a network, and measure surrogates on every kernel; what was found once is read again."""
-    settings = f"1 {TRAIN} {TEST} {EPOCHS} {EXAMPLES} {PROJECTED} {PENALTIES} {piece.quick}"
+    settings = f"1 {TRAIN} {TEST} {EPOCHS} {EXAMPLES} {PROJECTED} {PENALTIES} {TOLERANCE} {piece.quick}"
     return kept(piece.place.runs, f"ten-digits-seed{piece.seed}", settings, lambda: _one(piece))
 
 
@@ -93,7 +93,7 @@ def _measured(kernel: Kernel, model: nn.Module, data: Digits, n: int) -> dict[st
         surrogate = nftk.surrogate.KernelSurrogate(
             target=target,  # type: ignore[arg-type]
             penalties=[size * share for share in PENALTIES],
-            tolerance=1e-6,
+            tolerance=TOLERANCE,
         )
         surrogate.fit(k, data.y[:n] if target == "labels" else p)
         faithful = nftk.surrogate.faithfulness(
