@@ -283,6 +283,15 @@ def resource_table(root=ROOT):
 
 
 TABLES = {
+    "docs/surrogates.md": {
+        "two_digits": functools.partial(experiment_table, "two-digits"),
+        "ten_digits": functools.partial(experiment_table, "ten-digits"),
+        "ten_digits_probabilities": functools.partial(experiment_table, "ten-digits", 1),
+        "poisoned": functools.partial(experiment_table, "poisoned"),
+        "poisoned_modules": functools.partial(experiment_table, "poisoned", 2),
+        "counterfactual": functools.partial(experiment_table, "counterfactual"),
+        "projections": functools.partial(experiment_table, "projections"),
+    },
     "docs/reproduction.md": {
         "choice": functools.partial(experiment_table, "choice"),
         "table1": functools.partial(experiment_table, "table1"),
