@@ -68,7 +68,9 @@ def compare(
 
     kernel()  # what is loaded and read once is no part of the times
     exact, seconds, peak = measured(kernel)
-    found = [{"network": name, "kind": "exact", "k": None, "seconds": seconds, "peak_bytes": peak}]
+    found: list[dict[str, Any]] = [
+        {"network": name, "kind": "exact", "k": None, "seconds": seconds, "peak_bytes": peak}
+    ]
     roots = exact.diagonal().sqrt()  # [L, n]
     apart = ~torch.eye(len(x), dtype=torch.bool)
     for kind in KINDS:
