@@ -291,6 +291,7 @@ TABLES = {
         "poisoned_modules": functools.partial(experiment_table, "poisoned", 2),
         "counterfactual": functools.partial(experiment_table, "counterfactual"),
         "projections": functools.partial(experiment_table, "projections"),
+        "trntk": functools.partial(experiment_table, "projections", 1),
     },
     "docs/reproduction.md": {
         "choice": functools.partial(experiment_table, "choice"),
