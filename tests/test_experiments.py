@@ -11,6 +11,7 @@ import nftk
 from nftk.constraints import Simplex
 from nftk.data import DataSplit, load_digits
 from nftk.experiments import choice, figure2, networks, settings, sparsity, stability, table1, theorem1
+from nftk.experiments.held_zeros import HeldZerosSGD
 from nftk.experiments.networks import Place, inputs_of, load, train, train_all
 from nftk.experiments.recipe import Recipe
 from nftk.experiments.record import Request, mean_and_deviation, spread, table
@@ -46,6 +47,7 @@ def _stand_ins(monkeypatch):
     for depth in (1, 2):
         monkeypatch.setitem(settings.PAPER, ("imdb", depth), (None, None))
     monkeypatch.setattr(sparsity, "DEPTH", 3)
+    monkeypatch.setattr(sparsity, "FORM_DEPTH", 3)
     monkeypatch.setattr(stability, "EXAMPLES", 120)
     monkeypatch.setattr(stability, "REFIT_EXAMPLES", 40)
     for part in ("EPOCHS", "HELD_OUT"):
@@ -246,25 +248,71 @@ def test_sparsity_tells_zeros_of_the_start_from_zeros_that_are_earned(place, mon
     monkeypatch.setattr(sparsity, "PRICES", (0.0, 0.5, 20.0))
     request = Request(place, seeds=2, say=lines()[1])
     record = sparsity.run(request)
-    by_form = {(entry["form"][:3], entry["depth"]): entry for entry in record.found["starts"]}
-    assert by_form["(a)", 3]["start"] == [0, 0]
-    assert all(0.2 < share < 0.8 for share in by_form["(c)", 3]["start"])
-    assert by_form["(c)", 3]["start"] == by_form["(b)", 3]["start"], "the same draw"
-    ends, starts = by_form["(c)", 3]["end"], by_form["(c)", 3]["start"]
+    by_form = {entry["form"][:3]: entry for entry in record.found["starts"]}
+    assert by_form["(a)"]["start"] == [0, 0]
+    assert all(0.2 < share < 0.8 for share in by_form["(c)"]["start"])
+    assert by_form["(c)"]["start"] == by_form["(b)"]["start"], "the same draw"
+    ends, starts = by_form["(c)"]["end"], by_form["(c)"]["start"]
     assert all(end >= start for end, start in zip(ends, starts, strict=True))
-    assert max(by_form["(b)", 3]["end"]) < min(by_form["(c)", 3]["start"])
+    assert max(by_form["(b)"]["end"]) < min(by_form["(c)"]["start"])
+    # none of the zeros of (c) opens again: those at the start are so many of those at the end
+    assert by_form["(c)"]["from_start"] == pytest.approx([s / e for s, e in zip(starts, ends, strict=True)])
     points = {(point["kind"], point["name"]): point for point in record.found["points"]}
     assert points["l1", "0"]["zeros_share"] == 0
     assert points["l1", "20"]["zeros_share"] == 1
     assert points["group", "20"]["closed_layers"] == [3, 3]
     assert points["group", "20"]["pruned_difference"] < 1e-5
     assert points["l1", "0"]["accuracies"] == points["group", "0"]["accuracies"], "one network for both paths"
+    assert points["l1", "0"]["accuracies"] == points["l1", "0"]["accuracies_at_price"]
+    for kind in sparsity.KINDS:
+        for stage, price in enumerate(sparsity.PRICES):
+            for seed, closed in enumerate(points[kind, f"{price:g}"]["closed_layers"]):
+                omega = load(sparsity.path(kind, seed)[stage], place).omega
+                assert closed == int((omega == 0).all(0).sum())
     assert max(points["constraint", "GroupSparse(max_layers=10)"]["closed_layers"]) == 0
-    earned = record.found["earned"]["two layers closed"]
-    assert earned["price"] in {"0.5", "20"}
+    assert len(points["constraint", "Simplex(1)"]["accuracies"]) == sparsity.SET_SEEDS
+    dense = sum(points["l1", "0"]["accuracies"]) / 2
+    for one in record.found["earned"]["two layers closed"]:
+        lost = dense - sum(points[one["kind"], one["price"]]["accuracies"]) / 2
+        assert one["points_lost"] == pytest.approx(100 * lost)
+        assert f"{one['kind']} penalty at {one['price']}, {100 * lost:+.2f} points" in record.markdown
     assert "(c) relu of free weights" in record.markdown
     record.write(tmp_path, request)
     assert (tmp_path / "sparsity.png").stat().st_size > 1000
+
+
+def test_the_lowest_price_of_each_penalty_is_taken_whatever_the_accuracy():
+    def point(kind, name, zeros, accuracy):
+        return {"kind": kind, "name": name, "zeros_share": zeros, "accuracies": [accuracy, accuracy]}
+
+    points = [
+        point("l1", "0.1", 0.9, 0.8), point("l1", "0.03", 0.6, 0.7), point("l1", "0.003", 0.1, 0.9),
+        point("group", "0.01", 0.5, 0.85), point("constraint", "Simplex(1)", 1.0, 0.99),
+    ]  # fmt: skip
+    best = sparsity._best(points, 0.9, lambda point: point["zeros_share"] >= 0.5)
+    assert [(one["kind"], one["price"], round(one["points_lost"], 6)) for one in best] == [
+        ("l1", "0.03", 20.0), ("group", "0.01", 5.0),
+    ]  # fmt: skip
+    assert sparsity._best(points, 0.9, lambda point: point["zeros_share"] > 2) == []
+
+
+def test_zeros_that_are_held_stay_and_the_others_move():
+    omega = torch.nn.Parameter(torch.tensor([[0.0, 0.5], [0.3, 0.0]]))
+    omega.grad = torch.full((2, 2), -1.0)
+    HeldZerosSGD([omega], lr=0.1, weight_decay=0.1).step()
+    assert torch.allclose(omega.detach(), torch.tensor([[0.0, 0.595], [0.397, 0.0]]))
+
+
+def test_a_network_trained_on_with_its_zeros_held(place):
+    # half of the draw is negative, and steps so small open few entries again
+    stage = dataclasses.replace(SMALL, omega_start="xavier", lr_omega=1e-5, l1=0.1)
+    zeros = torch.tensor(train(stage, place)["omega"]) == 0
+    assert 0 < int(zeros.sum()) < zeros.numel()
+    end = sparsity.held(stage)
+    assert (end.l1, end.group, end.after) == (0, 0, stage)
+    omega = torch.tensor(train(end, place)["omega"])
+    assert bool((omega[zeros] == 0).all())
+    assert not torch.equal(omega, torch.tensor(train(stage, place)["omega"]))
 
 
 @pytest.mark.usefixtures("_stand_ins")

@@ -19,6 +19,7 @@ from torch.optim import SGD
 import nftk
 from nftk._files import write_text
 from nftk.data import DataSplit, Standardizer, load_data
+from nftk.experiments.held_zeros import HeldZerosSGD
 from nftk.experiments.recipe import Recipe
 from nftk.experiments.relu_omega import ReluOmegaSGD, draw
 from nftk.modules.plain_mlp import plain_mlp
@@ -148,6 +149,8 @@ def _build(recipe: Recipe, data: Inputs, start: nftk.NFTKMLP | None) -> tuple[nn
     decay, lr = recipe.weight_decay, recipe.lr_omega
     if recipe.omega_form == "relu":
         options["optimizer_omega"] = functools.partial(ReluOmegaSGD, lr=lr, weight_decay=decay)
+    elif recipe.omega_form == "held":
+        options["optimizer_omega"] = functools.partial(HeldZerosSGD, lr=lr, weight_decay=decay)
     elif recipe.l1 or recipe.group:
         options["optimizer_omega"] = functools.partial(
             ProximalSGD, lr=lr, weight_decay=decay, l1=recipe.l1, group=recipe.group

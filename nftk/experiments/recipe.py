@@ -26,7 +26,8 @@ class Recipe:
         lr_omega: As in fit.
         weight_decay: As in fit.
         omega_start: A number for all entries, or "uniform" for 1 / L; "xavier": drawn, half of the entries negative.
-        omega_form: "projected" as in the paper's equation 16, or "relu" of free weights.
+        omega_form: "projected" as in the paper's equation 16; "held", the same, but entries that start at 0 stay there;
+            or "relu" of free weights.
         constraint: Set that Omega is held to.
         l1: Price of an entry of Omega, see nftk.training.ProximalSGD.
         group: Price of a layer.
@@ -48,7 +49,7 @@ class Recipe:
     lr_omega: float = 0.05
     weight_decay: float = 2e-6
     omega_start: float | Literal["uniform", "xavier"] = "uniform"
-    omega_form: Literal["projected", "relu"] = "projected"
+    omega_form: Literal["projected", "held", "relu"] = "projected"
     constraint: Constraint = dataclasses.field(default_factory=NonNegative)
     l1: float = 0.0
     group: float = 0.0

@@ -84,3 +84,8 @@ def spread(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
     """Mean and standard deviation as a person reads them."""
     mean, deviation = mean_and_deviation([scale * value for value in values])
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def seeds_said(count: int) -> str:
+    """How many seeds, in words."""
+    return "one seed" if count == 1 else f"{count} seeds"
