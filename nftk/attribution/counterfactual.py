@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from nftk._checks import check_integer, check_number, check_shape, check_tensor, is_finite
+from nftk._optional import require
 from nftk.surrogate.bootstrap import Array, Measured, bootstrap
 from nftk.tangent.progress import Line
 
@@ -133,6 +133,7 @@ def linear_datamodeling_score(
     Raises:
         TypeError: If dtypes do not fit.
         ValueError: If shapes do not fit, entries are not finite, or there are fewer than two subsets.
+        ImportError: If scipy is missing; the message has the command that installs it.
 
     References:
         Park et al., TRAK: Attributing Model Behavior at Scale, ICML 2023, arXiv 2303.14186, definition 2.4.
@@ -172,6 +173,7 @@ def rank_agreement(
     Raises:
         TypeError: If they are no floating tensors.
         ValueError: If shapes do not fit, or entries are not finite.
+        ImportError: If scipy is missing; the message has the command that installs it.
     """
     op = "attribution.rank_agreement"
     check_tensor(op, "a", a)
@@ -187,6 +189,9 @@ def _agreement(op: str, a: Tensor, b: Tensor, resamples: int, confidence: float,
             raise ValueError(f"nftk.{op}: {name} must be finite, got NaN or infinity")
     if a.shape[1] < 2 or not len(a):
         raise ValueError(f"nftk.{op}: rows must have at least two entries, got shape {list(a.shape)}")
+    require("scipy", purpose=op, extra="app")
+    from scipy.stats import rankdata
+
     ranks = [rankdata(x.detach().double().cpu().numpy(), axis=1) for x in (a, b)]
     left, right = (r - r.mean(1, keepdims=True) for r in ranks)
     sizes = np.sqrt((left**2).sum(1) * (right**2).sum(1))

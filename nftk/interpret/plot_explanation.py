@@ -7,10 +7,12 @@ import numpy as np
 from torch import Tensor
 
 from nftk._optional import require
-from nftk.attribution import Explanation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    # not when this is run: it needs scipy and scikit-learn, which a network's importances do not
+    from nftk.attribution import Explanation
 
 FOR, AGAINST = "#1f6fb2", "#c96f1d"
 # inches: a picture, and a bar with its name
@@ -18,7 +20,7 @@ CELL, BAR = 1.15, 0.26
 
 
 def plot_explanation(
-    explanation: Explanation,
+    explanation: "Explanation",
     *,
     example: Tensor | None = None,
     supporters: Tensor | None = None,
@@ -76,7 +78,7 @@ def plot_explanation(
     return figure
 
 
-def _layers(axes: Any, explanation: Explanation) -> None:
+def _layers(axes: Any, explanation: "Explanation") -> None:
     at = np.arange(len(explanation.names))
     axes.barh(at, explanation.layers_for.numpy(), color=FOR, label="for")
     axes.barh(at, explanation.layers_against.numpy(), color=AGAINST, label="against")
