@@ -223,6 +223,9 @@ def test_self_influence_is_the_score_for_itself(network):
     torch.testing.assert_close(own, want)
     torch.testing.assert_close(self_influence(surrogate, k.blocks, y[:70]), want)
     torch.testing.assert_close(self_influence(surrogate, k.diagonal(), y[:70].numpy()), want)
+    weighed = KernelSurrogate(penalty=0.1, weights=[1.0, 0.5, 2.0]).fit(k, y[:70])
+    want = attribute(weighed, k).by_layer()[:, at, at, y[:70]]
+    torch.testing.assert_close(self_influence(weighed, k, y[:70]), want)
     one = KernelSurrogate(penalty=1.0).fit(k.blocks[0], y[:70])
     assert self_influence(one, k.blocks[0], y[:70]).shape == (1, 70)
     with pytest.raises(ValueError, match=r"y must be labels of the surrogate, \[0, 1, 2\], got 9"):
@@ -271,6 +274,10 @@ def test_poison_is_found_in_the_layer_that_sees_it():
     content_says, stamp_says = attribution.by_layer(1).sum(2)
     assert (stamp_says > 0).all()
     assert (content_says < 0).all()
+    # shares of 2/3 and 1/4 for the first, of 1/3 and 3/4 for the second, however large the scores
+    of_sizes = find_poisoned(torch.tensor([[2e6, 1e6], [1.0, 3.0]]))
+    torch.testing.assert_close(of_sizes.scores, torch.tensor([11 / 24, 13 / 24]).double())
+    assert of_sizes.order.tolist() == [1, 0]
     for wrong, error, sentence in (
         ((poisoned.long(),), TypeError, "poisoned must be a boolean tensor"),
         ((torch.zeros(n).bool(),), ValueError, "poisoned must have an example that is, got none of 120"),

@@ -161,5 +161,10 @@ def test_explain_in_python():
     assert found.opposers.examples.tolist() == []
     assert found.layers_for.tolist() == [2.0, 5.0]
     assert found.layers_against.tolist() == [-2.0, 0.0]
+    # the third's score is 0: it speaks neither for nor against
+    every = nftk.attribution.explain(made, top=3)
+    assert every.supporters.examples.tolist() == [0, 1]
+    assert every.supporters.scores.tolist() == [3.0, 2.0]
+    assert every.opposers.examples.tolist() == []
     with pytest.raises(ValueError, match="index must be below 1, the number of test examples, got 1"):
         nftk.attribution.explain(made, 1)
