@@ -35,10 +35,10 @@ def _stand_ins(monkeypatch):
     )
     object.__setattr__(split, "test_duplicates", torch.tensor([0, 3]))
     monkeypatch.setattr(networks, "load_data", lambda *_: split)
-    cached = networks.inputs
-    cached.cache_clear()
+    for cached in (networks.inputs, networks.checksum):
+        cached.cache_clear()
     for name, base in list(settings.BASES.items()):
-        small = dataclasses.replace(base, width=12, batch_size=50, lr=0.02, lr_omega=0.02, epochs=2)
+        small = dataclasses.replace(base, width=12, batch_size=50, lr=0.02, lr_omega=0.03, epochs=2)
         monkeypatch.setitem(settings.BASES, name, small)
     monkeypatch.setitem(settings.DEPTHS, "mnist", (2, 3))
     monkeypatch.setitem(settings.DEPTHS, "imdb", (1, 2))
@@ -54,7 +54,8 @@ def _stand_ins(monkeypatch):
         monkeypatch.setitem(getattr(choice, part), "mnist", 2 if part == "EPOCHS" else 300)
         monkeypatch.setitem(getattr(choice, part), "imdb", 2 if part == "EPOCHS" else 300)
     yield
-    cached.cache_clear()
+    for cached in (networks.inputs, networks.checksum):
+        cached.cache_clear()
 
 
 def lines():
@@ -101,8 +102,44 @@ def test_a_killed_training_ends_as_one_that_was_not(place, tmp_path, monkeypatch
             train(SMALL, place)
     assert networks.result(SMALL, place) is None
     assert train(SMALL, place)["omega"] == whole["omega"]
-    (place.runs / SMALL.name() / networks.RESULT).write_text('{"cut o')
+    for damaged in ('{"cut o', "{}", "[1, 2]"):
+        (place.runs / SMALL.name() / networks.RESULT).write_text(damaged)
+        assert train(SMALL, place)["omega"] == whole["omega"]
+    (place.runs / SMALL.name() / networks.MODEL).unlink()
     assert train(SMALL, place)["omega"] == whole["omega"]
+    model = place.runs / SMALL.name() / networks.MODEL
+    model.write_bytes(model.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"must be a whole safetensors file, got .*; remove .*seed0.*trains it again"):
+        load(SMALL, place)
+
+
+def test_networks_of_other_data_are_not_taken_for_ones_of_these(place, monkeypatch):
+    train(SMALL, place)
+    digits = load_digits()
+    other = DataSplit(
+        digits.x_train, 9 - digits.y_train, digits.x_test, digits.y_test, class_names=digits.class_names, name="other"
+    )
+    monkeypatch.setattr(networks, "load_data", lambda *_: other)
+    for cached in (networks.inputs, networks.checksum):
+        cached.cache_clear()
+    with pytest.raises(ValueError, match=r"must be of the data that are found now, got others in .*seed0"):
+        train_all([SMALL], place)
+    for cached in (networks.inputs, networks.checksum):
+        cached.cache_clear()
+
+
+def test_omega_has_its_own_learning_rate(place):
+    slow = dataclasses.replace(SMALL, lr_omega=1e-9, omega_start=0.5, weight_decay=0.0)
+    assert torch.tensor(train(slow, place)["omega"]).sub(0.5).abs().max() < 1e-6
+    fast = dataclasses.replace(slow, lr_omega=0.1)
+    assert torch.tensor(train(fast, place)["omega"]).sub(0.5).abs().max() > 1e-3
+
+
+def test_a_limit_is_a_draw_and_no_first_part():
+    drawn = networks._first(torch.arange(1000), 100)
+    assert len(drawn.unique()) == 100
+    assert 350 < float(drawn.double().mean()) < 650
+    assert torch.equal(networks._first(torch.arange(1000), 50), drawn[:50])
 
 
 def test_held_out_examples_are_in_no_training_and_the_test_set_is_not_looked_at(place, monkeypatch):
@@ -217,9 +254,17 @@ def test_table1_says_what_the_networks_do(place, tmp_path):
     assert row["mean"] == pytest.approx(sum(accuracies) / 2)
     assert row["deviation"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
     assert spread(accuracies, 100) in record.markdown
+    assert row["duplicates"] == 2
+    assert "2 test reviews are training reviews too" in record.markdown
+    papers = {row["model"]: row["paper"] for row in record.found["rows"] if (row["data"], row["depth"]) == ("mnist", 2)}
+    assert papers == {"nftk": 97.25, "mlp": 96.89}
+    assert record.markdown.count("| MNIST | 2 | NFT-K |") == 2
+    for line in re.findall(r"^\| MNIST \| 2 \|.*$", record.markdown, re.MULTILINE):
+        assert ("| 97.25 |" in line) is ("NFT-K" in line)
+        assert ("| 96.89 |" in line) is ("MLP" in line)
     paths = record.write(tmp_path / "out", request)
     assert {path.name for path in paths} == {"table1.md", "table1.json", "table1.png"}
-    assert re.search(r"about \d+ minutes left", said[0])
+    assert re.search(r"(about \d+ minutes|less than a minute) left", said[0])
     assert "left" not in said[-1]
     assert json.loads((tmp_path / "out" / "table1.json").read_text())["seeds"] == 2
     count = len(said)
@@ -326,7 +371,22 @@ def test_stability_says_what_a_rescaling_does_to_each_importance(place, tmp_path
     assert rows["mnist", 3, "ablation_loss"]["with_ablation"] == [1, 1]
     assert all(0 <= area <= 1 for row in rows.values() for area in row["area"])
     assert record.markdown.count("| contribution |") == 4
+    for row in rows.values():
+        values = [torch.tensor(found) for found in row["values"]]
+        again = nftk.interpret.stability(values)
+        assert row["over_seeds"] == pytest.approx(again, nan_ok=True)
+        within = nftk.interpret.stability(stability._within_layers(values))
+        assert row["classes_over_seeds"] == (pytest.approx(within) if within == within else None)
+    assert "2 seeds, 120 test examples (40 where" in record.markdown
     record.write(tmp_path, request)
+
+
+def test_what_an_importance_says_of_single_classes():
+    both = torch.tensor([[0.3, 0.7], [0.3 + 1e-9, 0.7]])
+    (nothing,) = stability._within_layers([both])
+    assert not nothing.any()
+    (left,) = stability._within_layers([torch.tensor([[1.0, 5.0], [3.0, 5.0]])])
+    assert left.tolist() == [[-1.0, 0.0], [1.0, 0.0]]
 
 
 @pytest.mark.usefixtures("_stand_ins")

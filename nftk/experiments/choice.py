@@ -7,7 +7,7 @@ from nftk.experiments.networks import train_all
 from nftk.experiments.record import Record, Request, table
 from nftk.experiments.settings import BASES, DEPTHS, QUICK, TITLES, row
 
-# no seed of the tables; so many held out; epochs to look at, more than are taken
+# no seed of the tables; so many held out; epochs to look at: of MNIST as many as we had time for
 SEED, HELD_OUT = 100, {"mnist": 10_000, "imdb": 5_000}
 EPOCHS = {"mnist": 12, "imdb": 8}
 STARTS: dict[str, Any] = {"1/L": "uniform", "1": 1.0}

@@ -28,7 +28,14 @@ def run(request: Request) -> Record:
         omega = torch.tensor(result["omega"])
         zeros = int((omega == 0).sum())
         heaviest = (omega.argmax(1) + 1).tolist()
-        networks.append({"recipe": recipe.to_dict(), "omega": result["omega"], "zeros": zeros})
+        networks.append(
+            {
+                "recipe": recipe.to_dict(),
+                "omega": result["omega"],
+                "zeros": zeros,
+                "test_accuracy": result["test_accuracy"],
+            }
+        )
         shares = omega / omega.sum(1, keepdim=True).clamp(min=1e-30)
         top = ", ".join(map(str, heaviest))
         accuracy = f"{100 * result['test_accuracy']:.2f} %"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -77,6 +78,15 @@ def _first(values: Tensor, limit: int) -> Tensor:
     return values[order[:limit]]
 
 
+@functools.lru_cache(maxsize=4)
+def checksum(data: str, data_dir: str | None) -> str:
+    """Of a data set as it was loaded, whatever its files are."""
+    split, total = load_data(data, data_dir), hashlib.sha256()
+    for part in (split.x_train, split.y_train, split.x_test, split.y_test):
+        total.update(part.contiguous().numpy().data)
+    return total.hexdigest()
+
+
 def inputs_of(recipe: Recipe, place: Place) -> Inputs:
     """The data of a recipe."""
     return inputs(recipe.data, place.data_dir, recipe.train_limit, recipe.test_limit, recipe.held_out)
@@ -114,6 +124,7 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     )
     found = {
         "recipe": recipe.to_dict(),
+        "data": checksum(recipe.data, place.data_dir),
         "history": [record.to_dict() for record in history],
         "test_accuracy": history[-1].test_accuracy,
         "test_loss": history[-1].test_loss,
@@ -173,21 +184,46 @@ def _without_duplicates(model: nn.Module, data: Inputs) -> dict[str, Any]:
 
 
 def result(recipe: Recipe, place: Place) -> dict[str, Any] | None:
-    """What training left of a recipe, or None."""
+    """What training left of a recipe, or None.
+
+    Args:
+        recipe: The recipe.
+        place: Where networks are kept.
+
+    Returns:
+        The same as :func:`train`; None where nothing whole is left.
+
+    Raises:
+        ValueError: If it was trained on other data than those that are there now.
+    """
+    folder = place.runs / recipe.name()
     try:
-        found: dict[str, Any] = json.loads((place.runs / recipe.name() / RESULT).read_text(encoding="utf-8"))
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
+        found = None
+    whole = isinstance(found, dict) and found.keys() >= {"data", "history", "test_accuracy", "omega", "seconds"}
+    if not whole or (recipe.model == "nftk" and not (folder / MODEL).exists()):
         # not ours, or cut off by a full disk: trained anew
-        shutil.rmtree(place.runs / recipe.name())
+        shutil.rmtree(folder)
         return None
-    return found
+    if found["data"] != checksum(recipe.data, place.data_dir):
+        raise ValueError(
+            f"nftk: the networks in --runs must be of the data that are found now, got others in {folder}; give "
+            "another folder"
+        )
+    kept: dict[str, Any] = found
+    return kept
 
 
 def load(recipe: Recipe, place: Place) -> nftk.NFTKMLP:
     """The trained network of a recipe."""
-    return nftk.NFTKMLP.load(place.runs / recipe.name() / MODEL)
+    path = place.runs / recipe.name() / MODEL
+    try:
+        return nftk.NFTKMLP.load(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove {path.parent}, and the same command trains it again") from None
 
 
 def train_all(
@@ -206,11 +242,15 @@ def train_all(
     for done, (recipe, found) in enumerate(_trained(missing, place, jobs), 1):
         behind += _work(recipe)
         left = (time.monotonic() - started) * (whole / behind - 1)
-        ahead = f"; about {left / 60:.0f} minutes left" if done < len(missing) else ""
+        ahead = f"; {_minutes(left)} left" if done < len(missing) else ""
         say(f"{done} of {len(missing)}: {recipe.describe()}: {_said(found)}{ahead}")
     results = [result(recipe, place) for recipe in wanted]
     assert all(found is not None for found in results)
     return [found for found in results if found is not None]
+
+
+def _minutes(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} minutes" if seconds >= 60 else "less than a minute"
 
 
 def _chain(recipe: Recipe | None) -> Iterator[Recipe]:

@@ -63,7 +63,8 @@ class Record:
                 figure.savefig(temporary, format="png", dpi=120)
         paths.append(folder / f"{self.name}.md")
         images = "".join(f"\n![{name}]({name}.png)\n" for name in self.figures)
-        write_text(paths[-1], f"{self.markdown.rstrip()}\n{images}")
+        quick = "\nQuick: a part of the data and of the training, to see that it works; no finding.\n"
+        write_text(paths[-1], f"{self.markdown.rstrip()}\n{quick if request.quick else ''}{images}")
         paths.append(folder / f"{self.name}.json")
         write_text(paths[-1], json.dumps(header | self.found, indent=1) + "\n")
         return paths

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from nftk.experiments.recipe import Recipe
 
 # the paper's: widths, batch, learning rates, weight decay. Ours: the loss, Omega's start and the epochs, of which the
-# paper says nothing; chosen on training examples held out (nftk reproduce settings), the same for every row
+# paper says nothing; chosen on training examples held out (nftk reproduce choice), the same for every row
 BASES = {
     "mnist": Recipe("mnist", 10, 256, epochs=12, omega_start=1.0),
     "imdb": Recipe("imdb", 5, 128, epochs=2, batch_size=25, lr=0.1, lr_omega=0.1, omega_start="uniform"),

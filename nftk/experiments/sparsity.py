@@ -233,8 +233,8 @@ def _markdown(found: dict[str, Any]) -> str:
             f"Penalties, {seeds_said(found['path_seeds'])}: stages follow one another, {found['stage_epochs']} epochs "
             "each, from the dense network on; price 0 is the dense network after as many epochs more. Where entries "
             "have closed, the network is then trained as long again without the price, its zeros held: the last "
-            f"accuracy. Networks in a constraint set, {seeds_said(found['set_seeds'])}, are trained in it from the start, Omega "
-            "from 1/L.",
+            f"accuracy. Networks in a constraint set, {seeds_said(found['set_seeds'])}, are trained in it from the "
+            "start, Omega from 1/L.",
             table(
                 ["by", "price or set", "zeros", "layers closed", "test accuracy at the price", "test accuracy",
                  "pruned network, speed"], points,

@@ -11,7 +11,7 @@ from torch import Tensor
 import nftk
 from nftk._optional import require
 from nftk.experiments.networks import inputs_of, load, train_all
-from nftk.experiments.record import Record, Request, spread, table
+from nftk.experiments.record import Record, Request, seeds_said, spread, table
 from nftk.experiments.settings import DEPTHS, TITLES, row
 from nftk.interpret import DeletionCurve, deletion_curve, rank_correlation, stability
 
@@ -68,12 +68,14 @@ def run(request: Request) -> Record:
                     "with_ablation": [_known(value) for value in agreement],
                     "area": [curve.area for curve in curves[data, depth][kind]],
                     "over_seeds": _known(stability(found[kind])) if request.seeds > 1 else None,
+                    "classes_over_seeds": _known(stability(_within_layers(found[kind]))) if request.seeds > 1 else None,
                     "rescaled": [_known(value) for value in rescaled[kind]],
                     "values": [values.tolist() for values in found[kind]],
                 }
             )
-    record = {"examples": EXAMPLES, "refit_examples": REFIT_EXAMPLES, "rows": rows}
-    return Record("stability", record, _markdown(rows), {"stability": _draw(curves)})
+    few = {"examples": min(EXAMPLES, len(y)), "refit_examples": min(REFIT_EXAMPLES, len(y))}
+    record = {**few, "largest_scale": LARGEST_SCALE, "rows": rows}
+    return Record("stability", record, _markdown(record, request.seeds), {"stability": _draw(curves)})
 
 
 def measured(model: nftk.NFTKMLP, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -110,19 +112,27 @@ def _spread_out(values: Tensor) -> Tensor:
     return values[index[torch.randperm(count, generator=torch.Generator().manual_seed(0))]]
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
-    parts = ["# Which importance can be believed"]
+def _within_layers(values: Sequence[Tensor]) -> list[Tensor]:
+    """What is left of importances without each layer's mean over classes: what layers say of one class, not of all."""
+    apart = [importance - importance.mean(0) for importance in values]
+    # what rounding leaves where classes say the same is nothing
+    return [x.where(x.abs() > 1e-5 * v.abs().max(), 0.0) for x, v in zip(apart, values, strict=True)]
+
+
+def _markdown(record: dict[str, Any], seeds: int) -> str:
+    parts, rows = ["# Which importance can be believed"], record["rows"]
     for data, depths in DEPTHS.items():
         for depth in depths:
             lines = []
             for entry in (entry for entry in rows if (entry["data"], entry["depth"]) == (data, depth)):
-                over = entry["over_seeds"]
+                over, within = entry["over_seeds"], entry["classes_over_seeds"]
                 lines.append(
                     [
                         KINDS[entry["kind"]],
                         _told(entry["with_ablation"]),
                         spread(entry["area"], 100, 1),
                         _told([] if over is None else [over]),
+                        _told([] if within is None else [within]),
                         _told(entry["rescaled"]),
                     ]
                 )
@@ -131,14 +141,17 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
                 "rank correlation with ablation (loss)",
                 "area under deletion, %",
                 "rank correlation between seeds",
+                "the same, without the mean over classes",
                 "with itself, rescaled",
             ]
             parts += [f"## {TITLES[data]}, {depth} hidden layers", table(head, lines)]
     parts.append(
-        f"On {EXAMPLES} test examples ({REFIT_EXAMPLES} where the rest of Omega is fitted anew). Rescaled: every entry "
-        f"of Omega times a number between 1/{LARGEST_SCALE:g} and {LARGEST_SCALE:g}, its readout divided by it: the "
-        "same function, so that whatever changes was no property of it. Area: mean accuracy while entries are "
-        "removed, the least important first."
+        f"{seeds_said(seeds)}, {record['examples']} test examples ({record['refit_examples']} where the rest of Omega "
+        "is fitted anew). Without the mean over classes: each layer's mean is taken away, so that what is left is what "
+        "an importance says of single classes; of two classes contribution says the same of both, and nothing is left. "
+        f"Rescaled: every entry of Omega times a number between 1/{LARGEST_SCALE:g} and {LARGEST_SCALE:g}, its readout "
+        "divided by it: the same function, so that whatever changes was no property of it. Area: mean accuracy while "
+        "entries are removed, the least important first."
     )
     return "\n\n".join(parts)
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nftk._optional import require
 from nftk.experiments.networks import train_all
-from nftk.experiments.record import Record, Request, mean_and_deviation, spread, table
+from nftk.experiments.record import Record, Request, mean_and_deviation, seeds_said, spread, table
 from nftk.experiments.settings import BASES, DEPTHS, PAPER, TITLES, row
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def run(request: Request) -> Record:
         accuracies = [result["test_accuracy"] for result in results]
         mean, deviation = mean_and_deviation(accuracies)
         without = [result.get("test_accuracy_without_duplicates") for result in results]
+        duplicates = results[0].get("duplicates")
         rows.append(
             {
                 "loss": loss,
@@ -47,11 +48,12 @@ def run(request: Request) -> Record:
                 "accuracies": accuracies,
                 "paper": PAPER[data, depth][MODELS.index(model)],
                 "without_duplicates": None if None in without else without,
+                "duplicates": duplicates,
                 "zeros": [last(result)["zeros"] for result in results],
                 "seconds": sum(result["seconds"] for result in results),
             }
         )
-    settings = {data: base.to_dict() for data, base in BASES.items()}
+    settings = {data: row(data, DEPTHS[data][0], quick=request.quick).to_dict() for data in BASES}
     found_here = {"settings": settings, "rows": rows}
     return Record("table1", found_here, _markdown(rows, request), {"table1": _draw(rows)})
 
@@ -69,14 +71,21 @@ def _markdown(rows: list[dict[str, Any]], request: Request) -> str:
         lines = []
         for entry in (entry for entry in rows if entry["loss"] == loss):
             name = "NFT-K" if entry["model"] == "nftk" else "MLP"
-            paper = "-" if entry["paper"] is None or loss == "mse" else f"{entry['paper']:.2f}"
+            # the paper does not name its loss
+            paper = "-" if entry["paper"] is None else f"{entry['paper']:.2f}"
             without = entry["without_duplicates"]
             cells = [TITLES[entry["data"]], str(entry["depth"]), name, spread(entry["accuracies"], 100), paper]
             lines.append([*cells, "-" if without is None else spread(without, 100)])
         head = ["data", "hidden layers", "network", "test accuracy, %", "paper", "without reviews seen in training"]
         parts.append(f"## {title}\n\n{table(head, lines)}\n")
-    seeds = f"{request.seeds} seeds" if request.seeds > 1 else "one seed"
-    parts.append(f"Mean and standard deviation over {seeds}; the last epoch's accuracy, no early stopping.\n")
+    parts.append(
+        f"Mean and standard deviation, {seeds_said(request.seeds)}; the last epoch's accuracy, no early stopping.\n"
+    )
+    repeated = next((entry["duplicates"] for entry in rows if entry["duplicates"]), None)
+    if repeated is not None:
+        parts.append(
+            f"{repeated} test reviews are training reviews too, word for word; the last column leaves them out.\n"
+        )
     parts += [f"- {TITLES[data]}: {settings_said(data, request.quick)}" for data in BASES]
     parts.append("- With MSE, Omega starts from 1/L: from 1, these learning rates diverge.")
     return "\n".join(parts)

@@ -148,6 +148,9 @@ def run(request: Request) -> Record:
         "proximal": proximal,
         "ridge": ridge,
         "omega": OMEGA.tolist(),
+        "depth": DEPTH,
+        "features": FEATURES,
+        "rest": REST,
         "train": TRAIN,
         "test": TEST,
         "widths": list(widths),
@@ -159,7 +162,10 @@ def run(request: Request) -> Record:
     lines = [[KERNELS[kind], *(f"{v:.3f}" for v in means[kind]), f"{slopes[kind]:.2f}"] for kind in KERNELS]
     text = (
         "# Theorem 1, corrected\n\nDistance of trained networks from ridge regression on four kernels, relative, on "
-        f"test inputs; mean of {request.seeds} networks of each width.\n\n{table(head, lines)}\n"
+        f"test inputs; mean of {request.seeds} networks of each width.\n\n{table(head, lines)}\n\n"
+        f"{DEPTH} hidden layers, {FEATURES} features, {OUTPUTS} outputs, {TRAIN} training and {TEST} test inputs; "
+        f"Omega {[[round(value, 2) for value in entries] for entries in OMEGA.tolist()]}, fixed; ridge {ridge:.3g}, "
+        f"the proximal term {proximal:.3g}; trained until steps are {REST:g} of the first.\n"
     )
     return Record("theorem1", found, text, {"theorem1": plot(widths, means, request.seeds)})
 
