@@ -11,6 +11,7 @@ from nftk._checks import check_tensor, is_finite
 if TYPE_CHECKING:
     from nftk.modules.nftk_mlp import NFTKMLP
 
+# entries of a batch's readouts
 ENTRIES = 1 << 20
 
 
@@ -21,6 +22,10 @@ def canonicalize(model: "NFTKMLP", data: Tensor) -> "NFTKMLP":
     if data.ndim != 2 or data.shape[1] != model.in_features or len(data) < 2:
         want = f"[n, {model.in_features}] with n at least 2"
         raise ValueError(f"nftk.{op}: data must have shape {want}, got {list(data.shape)}")
+    weight = model.readout_weight
+    if data.dtype != weight.dtype or data.device != weight.device:
+        want, got = f"{weight.dtype} on {weight.device}", f"{data.dtype} on {data.device}"
+        raise TypeError(f"nftk.{op}: data must be {want}, as the model is, got {got}")
     if not is_finite(data):
         raise ValueError(f"nftk.{op}: data must be finite, got a NaN or an infinity")
     result = copy.deepcopy(model)

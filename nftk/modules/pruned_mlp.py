@@ -17,11 +17,12 @@ class PrunedMLP(nn.Module):
     """The function of an :class:`nftk.NFTKMLP` with the layers that no class uses taken out.
 
     Hidden layers after the last open one are gone, and so are the readouts of closed layers before it, whose hidden
-    states the next layer still needs. Omega is multiplied into the readouts. Made by :meth:`nftk.NFTKMLP.prune`.
+    states the next layer still needs. Omega is multiplied into the readouts; what
+    was frozen, the readouts by V, stays so. Made by :meth:`nftk.NFTKMLP.prune`.
 
     Args:
         model: The network; copied. A column of its Omega that is zero for every class closes a layer.
-        plan: Its activations and scales.
+        plan: Its activations and scales; None: as the network has them.
 
     Attributes:
         open_layers: Numbers of the layers with a readout, from 0.
@@ -29,12 +30,20 @@ class PrunedMLP(nn.Module):
         readouts: ParameterList, one matrix ``(d, n_l)`` an open layer.
         output_bias: Parameter ``(d,)`` or None.
 
+    Raises:
+        TypeError: If ``model`` is no NFT-K network.
+
     Shape:
         Input ``(..., m)``, output ``(..., d)``.
     """
 
-    def __init__(self, model: "NFTKMLP", plan: Plan) -> None:
+    def __init__(self, model: "NFTKMLP", plan: Plan | None = None) -> None:
+        from nftk.modules.nftk_mlp import NFTKMLP
+
         super().__init__()
+        if not isinstance(model, NFTKMLP):
+            raise TypeError(f"nftk.PrunedMLP: model must be an NFTKMLP, got {type(model).__name__}")
+        plan = model._plan if plan is None else plan
         self.in_features, self.out_features = model.in_features, model.out_features
         self.open_layers = tuple(model.omega.detach().ne(0).any(0).nonzero().flatten().tolist())
         depth = 1 + self.open_layers[-1] if self.open_layers else 0
@@ -48,10 +57,13 @@ class PrunedMLP(nn.Module):
         with torch.no_grad():
             weights, omega = model.readout_weights(), model.omega
             self.readouts = nn.ParameterList(
-                nn.Parameter(weights[layer] * (omega[:, layer, None] * plan.readout_scales[layer]))
+                nn.Parameter(
+                    weights[layer] * (omega[:, layer, None] * plan.readout_scales[layer]),
+                    requires_grad=model.readout_weight.requires_grad,
+                )
                 for layer in self.open_layers
             )
-        self.output_bias = None if model.output_bias is None else nn.Parameter(model.output_bias.detach().clone())
+        self.output_bias = copy.deepcopy(model.output_bias)
         self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:
