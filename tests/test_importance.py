@@ -1,12 +1,15 @@
 """importance, its faithfulness, canonicalize and prune: against what can be counted by hand."""
 
 import copy
+import importlib
+import warnings
 
 import pytest
 import torch
 from torch.nn import functional
 
 import nftk
+from nftk import modules
 from nftk.interpret import deletion_curve, rank_correlation, stability
 from nftk.interpret import logit_parts as parts_module
 
@@ -16,6 +19,7 @@ def _rows(request, monkeypatch):
     """With small batches, what is merged across them is seen."""
     if request.param:
         monkeypatch.setattr(parts_module, "ENTRIES", request.param * 12)
+        monkeypatch.setattr(importlib.import_module("nftk.modules.canonicalize"), "ENTRIES", request.param * 12)
 
 
 def network(d=4, layers=3, seed=0, **keywords):
@@ -158,6 +162,29 @@ def test_refit_lets_the_other_layers_make_up(loss):
     assert accuracy[:, 1:].abs().max() <= 2 / 200
 
 
+def test_refit_never_gains_by_a_constraint():
+    # L-BFGS stops short of the minimum, here by 2e-10 at a tolerance of 1e-9
+    model, (x, _) = network(layers=4, seed=1), data(60, seed=1)
+    y = (model(x) + 0.3 * torch.randn(60, 4, generator=torch.Generator().manual_seed(1))).argmax(1)
+    found = nftk.importance(model, x, y, "ablation", measure="loss", refit=True)
+    assert found.min() >= -1e-14
+    assert found.max() > 0
+
+
+def test_refit_of_an_empty_network_is_quiet():
+    model, (x, y) = network(), data()
+    with torch.no_grad():
+        model.omega.zero_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert nftk.importance(model, x, y, "ablation", measure="loss", refit=True).abs().max() == 0
+        with torch.no_grad():
+            model.omega[1, 2] = 0.5
+        found = nftk.importance(model, x, y, "ablation", measure="loss", refit=True)
+    assert found.count_nonzero() <= 1
+    assert found.min() >= -1e-14
+
+
 def test_refit_of_mse_is_non_negative_least_squares():
     from scipy.optimize import nnls
 
@@ -204,6 +231,9 @@ def test_importance_leaves_the_network_as_it_was():
         ({"x": torch.zeros(3, 5)}, TypeError, "x must be torch.float64"),
         ({"x": torch.full((60, 5), torch.nan).double()}, ValueError, "x must be finite"),
         ({"kind": "gradient"}, ValueError, "kind must be one of 'omega', 'contribution', 'ablation'"),
+        ({"kind": "contribution", "refit": True}, ValueError, "refit must go with kind='ablation', got kind='contrib"),
+        ({"refit": True}, ValueError, "refit must go with kind='ablation', got kind='omega'"),
+        ({"kind": "ablation", "refit": "no"}, TypeError, "refit must be True or False, got 'no'"),
         ({"measure": "f1"}, ValueError, "measure must be one of"),
         ({"kind": "ablation", "y": None}, TypeError, "y must be an int64 tensor of labels, got NoneType"),
         ({"y": torch.zeros(60)}, TypeError, "got dtype torch.float32"),
@@ -219,11 +249,61 @@ def test_bad_input_ends_in_a_sentence(change, error, sentence):
         nftk.importance(**given)
 
 
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("kind", ["omega", "contribution", "ablation"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_network_that_is_not_finite_is_refused(value, kind, refit):
+    if refit and kind != "ablation":
+        pytest.skip("refit is of ablation alone")
+    x, y = data()
+    broken = network()
+    with torch.no_grad():
+        broken.omega[2, 1] = value
+    with pytest.raises(
+        ValueError, match="nftk.importance: model must have a finite Omega, got a NaN or an infinity in"
+    ):
+        nftk.importance(broken, x, y, kind, refit=refit)
+    for part in ("hidden", "bias"):
+        broken = network(output_bias=True)
+        with torch.no_grad():
+            (broken.hidden[1].weight if part == "hidden" else broken.output_bias)[0] = value
+        if kind == "omega":
+            assert nftk.importance(broken, x).isfinite().all()
+            continue
+        with pytest.raises(
+            ValueError, match="nftk.importance: model must give finite readouts and logits, .* in row 0"
+        ):
+            nftk.importance(broken, x, y, kind, refit=refit)
+    with pytest.raises(ValueError, match="nftk.interpret.deletion_curve: model must give finite readouts and logits"):
+        deletion_curve(broken, x, y, broken.omega)
+
+
 @pytest.mark.usefixtures("_rows")
-def test_deletion_curve_is_the_accuracy_of_each_smaller_network():
-    model, (x, y) = network(), data()
+def test_the_row_that_is_not_finite_is_named():
+    model, (x, _) = network(activation="identity"), data()
+    x[33] = 1e308
+    with pytest.raises(ValueError, match="in row 33"):
+        nftk.importance(model, x, kind="contribution")
+
+
+def test_contributions_of_two_classes_are_one_row():
+    model, (x, _) = network(2), data()
+    first, second = nftk.importance(model, x, kind="contribution")
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        model.omega[1] = 0
+    assert nftk.importance(model, x, kind="contribution")[1].abs().min() > 0
+
+
+@pytest.mark.usefixtures("_rows")
+@pytest.mark.parametrize("output_bias", [False, True])
+def test_deletion_curve_is_the_accuracy_of_each_smaller_network(output_bias):
+    model, (x, y) = network(output_bias=output_bias), data()
     with torch.no_grad():
         model.omega[3, 1] = 0
+        if output_bias:
+            # of the logits' size, so that without it other answers win
+            model.output_bias.copy_(model(x).std() * torch.tensor([0.5, -0.5, 1.0, 0.0]))
     ranking = nftk.importance(model, x, y, "ablation", measure="loss")
     curve = deletion_curve(model, x, y, ranking)
     other, expected = copy.deepcopy(model), [nftk.evaluate(model, (x, y)).accuracy]
@@ -248,12 +328,17 @@ def test_rank_correlation_and_stability():
     assert stability([a, a, -a]) == pytest.approx(-1 / 3)
     with pytest.raises(ValueError, match="importances must be at least two, got 1"):
         stability([a])
+    with pytest.raises(
+        TypeError, match="nftk.interpret.stability: importances must be a list of tensors, got generator"
+    ):
+        stability(a for _ in range(3))
     with pytest.raises(ValueError, match=r"importance must have shape \[2, 2\], got \[4\]"):
         rank_correlation(a, a.flatten())
     with pytest.raises(ValueError, match="got a NaN"):
         rank_correlation(a, a * torch.nan)
 
 
+@pytest.mark.usefixtures("_rows")
 @pytest.mark.parametrize("keywords", [{}, {"parameterization": "ntk"}], ids=["standard", "ntk"])
 def test_canonicalize_takes_the_scales_away_and_leaves_the_function(keywords):
     model, (x, _) = network(**keywords), data()
@@ -276,6 +361,10 @@ def test_canonicalize_leaves_a_constant_readout_alone():
     torch.testing.assert_close(canonical(x), model(x))
     with pytest.raises(ValueError, match="with n at least 2"):
         model.canonicalize(x[:1])
+    with pytest.raises(
+        TypeError, match=r"data must be torch.float64 on cpu, as the model is, got torch.float32 on cpu"
+    ):
+        model.canonicalize(x.float())
 
 
 @pytest.mark.parametrize("closed", [(), (2,), (0,), (1,), (0, 2), (0, 1, 2)])
@@ -305,3 +394,17 @@ def test_prune_computes_the_same_with_less(closed, keywords):
 def test_prune_says_what_it_takes():
     with pytest.raises(ValueError, match=r"nftk.PrunedMLP: x must have shape \[..., 5\], got \[2, 4\]"):
         network().prune()(torch.zeros(2, 4))
+    with pytest.raises(TypeError, match="nftk.PrunedMLP: model must be an NFTKMLP, got list"):
+        modules.PrunedMLP([1, 2])
+    model, (x, _) = network(activation="tanh"), data()
+    torch.testing.assert_close(modules.PrunedMLP(model)(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_what_was_frozen_stays_so():
+    model = network(output_bias=True)
+    assert all(p.requires_grad for p in model.prune().parameters())
+    for parameter in (model.omega, model.readout_weight, model.output_bias, *model.hidden[1].parameters()):
+        parameter.requires_grad_(False)
+    small = model.prune()
+    trainable = {name for name, p in small.named_parameters() if p.requires_grad}
+    assert trainable == {f"hidden.{layer}.{name}" for layer in (0, 2) for name in ("weight", "bias")}

@@ -1,6 +1,6 @@
 """What is lost when one entry of Omega is set to 0: for all entries at once, or each with the rest fitted anew."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,14 @@ from nftk.training.losses import LOSSES, count_correct
 Array = npt.NDArray[np.float64]
 # of L-BFGS-B; on 10,000 images and ten layers some 60 steps reach the tolerance
 STEPS, TOLERANCE = 500, 1e-9
+# of the one fit with all entries, from which every other starts and is counted
+FIRST = 1e-12
 
 
 def lost(model: Any, x: Tensor, y: Tensor, measure: str, loss: str) -> Tensor:
     """Mean of the measure lost, (d, L) in float64; one logit changes for each entry, so no other is computed anew."""
     total: Tensor | float = 0.0
-    for batch in logit_parts(model, x, y):
+    for batch in logit_parts("importance", model, x, y):
         if measure == "accuracy":
             here = _accuracy_lost(batch)
         else:
@@ -77,18 +79,30 @@ def _mse_gained(batch: LogitParts) -> Tensor:
 def lost_after_refit(model: Any, x: Tensor, y: Tensor, measure: str, loss: str) -> Tensor:
     """The same, the rest of Omega fitted to the data with the entry and without it; closed entries stay closed."""
     require("scipy", purpose="importance with refit", extra="app")
-    parts = torch.cat([batch.parts for batch in logit_parts(model, x)])
+    parts = torch.cat([batch.parts for batch in logit_parts("importance", model, x)])
     bias = torch.zeros(()) if model.output_bias is None else model.output_bias.detach().double().cpu()
     fit = _Refit(parts.cpu().numpy(), bias, y.cpu(), loss)
-    everything = fit.solve(np.ones(fit.shape))
-    before = fit.measure(everything, measure)
+    whole = least = fit.solve(np.ones(fit.shape), tolerance=FIRST)
     found = np.zeros(fit.shape)
     for entry in zip(*np.nonzero(fit.open), strict=True):
-        start = everything.copy()
+        start = whole.factors.copy()
         start[entry] = 0.0
-        found[entry] = fit.measure(fit.solve(start, without=entry), measure) - before
+        without = fit.solve(start, without=entry)
+        found[entry] = fit.measure(without, measure)
+        least = min(least, without, key=lambda each: each.loss)
+    # where the minimum is flat a fit with an entry less may come nearer to it; from there on none beats that of all
+    if least is not whole:
+        whole = fit.solve(least.factors, tolerance=FIRST)
+    found[fit.open] -= fit.measure(whole, measure)
     sign = -1.0 if measure == "accuracy" else 1.0
     return torch.from_numpy(sign * found.T + 0.0).contiguous().to(x.device)
+
+
+class _Fit(NamedTuple):
+    """Factors (L, d), and the loss that they have."""
+
+    factors: Array
+    loss: float
 
 
 class _Refit:
@@ -103,23 +117,28 @@ class _Refit:
         self.size = np.where(self.open, size, 1.0)
         self.parts = torch.from_numpy(parts / self.size)
 
-    def solve(self, start: Array, without: tuple[Any, ...] | None = None) -> Array:
-        """Return the best factors, from start on."""
+    def solve(self, start: Array, without: tuple[Any, ...] | None = None, tolerance: float = TOLERANCE) -> _Fit:
+        """Return the best factors, from start on, and never worse than it."""
         from scipy.optimize import Bounds, minimize
 
         upper = np.where(self.open, np.inf, 0.0)
         if without is not None:
             upper[without] = 0.0
-        found = minimize(
-            self._value,
-            (start * self.size * self.open).ravel(),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=Bounds(np.zeros(upper.size), upper.ravel()),
-            options={"maxiter": STEPS, "ftol": TOLERANCE, "gtol": TOLERANCE},
-        )
-        factors: Array = found.x.reshape(self.shape) / self.size
-        return factors
+        begin = (start * self.size * (upper > 0)).ravel()
+        best, loss = begin, self._value(begin)[0]
+        # without a free entry scipy hands over an array that torch warns of
+        if (upper > 0).any():
+            found = minimize(
+                self._value,
+                begin,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=Bounds(np.zeros(upper.size), upper.ravel()),
+                options={"maxiter": STEPS, "ftol": tolerance, "gtol": tolerance},
+            )
+            if found.fun < loss:
+                best, loss = found.x, float(found.fun)
+        return _Fit(best.reshape(self.shape) / self.size, loss)
 
     def _outputs(self, weights: Tensor) -> Tensor:
         return torch.einsum("nld,ld->nd", self.parts, weights) + self.bias
@@ -131,7 +150,9 @@ class _Refit:
         (gradient,) = torch.autograd.grad(value, weights)
         return value.item(), gradient.numpy().ravel()
 
-    def measure(self, factors: Array, measure: str) -> float:
-        """Loss or accuracy of these factors."""
-        f = self._outputs(torch.from_numpy(factors * self.size))
-        return float(count_correct(f, self.y)) / len(f) if measure == "accuracy" else float(self.loss(f, self.y))
+    def measure(self, fit: _Fit, measure: str) -> float:
+        """Loss or accuracy of a fit."""
+        if measure == "loss":
+            return fit.loss
+        f = self._outputs(torch.from_numpy(fit.factors * self.size))
+        return float(count_correct(f, self.y)) / len(f)

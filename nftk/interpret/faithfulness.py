@@ -41,7 +41,7 @@ def deletion_curve(model: Any, x: Tensor, y: Tensor, importance: Tensor) -> Dele
 
     Raises:
         TypeError: If ``model`` is no NFT-K network, or data or importance are not tensors of the right dtype.
-        ValueError: If shapes do not fit, labels are out of range, or an entry is a NaN.
+        ValueError: If shapes do not fit, labels are out of range, an entry is a NaN, or a logit is not finite.
 
     References:
         Samek et al., Evaluating the visualization of what a deep neural network has learned, IEEE TNNLS 28(11), 2017.
@@ -64,7 +64,7 @@ def deletion_curve(model: Any, x: Tensor, y: Tensor, importance: Tensor) -> Dele
     right = torch.zeros(len(order) + 1, dtype=torch.float64, device=x.device)
     depth = model.omega.shape[1]
     bias = model.omega.new_zeros(len(model.omega)) if model.output_bias is None else model.output_bias.detach()
-    for f, parts, labels in logit_parts(model, x, y):
+    for f, parts, labels in logit_parts(op, model, x, y):
         f, parts = f.clone(), parts.clone()
         right[0] += (f.argmax(1) == labels).sum()
         for step, entry in enumerate(order.tolist(), 1):
@@ -127,8 +127,13 @@ def stability(importances: Sequence[Tensor], method: Literal["spearman", "kendal
         From -1 to 1; NaN where one of them is constant.
 
     Raises:
-        ValueError: If there are fewer than two, or shapes differ.
+        TypeError: If importances are no list, or one of them is no floating tensor.
+        ValueError: If there are fewer than two, shapes differ, or an entry is a NaN.
+        ImportError: If scipy is missing.
     """
+    if not hasattr(importances, "__len__"):
+        got = type(importances).__name__
+        raise TypeError(f"nftk.interpret.stability: importances must be a list of tensors, got {got}")
     if len(importances) < 2:
         raise ValueError(f"nftk.interpret.stability: importances must be at least two, got {len(importances)}")
     pairs = [rank_correlation(a, b, method) for a, b in itertools.combinations(importances, 2)]

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from nftk._checks import check_choice
+from nftk._checks import check_choice, check_flag
 from nftk.interpret.ablation import lost, lost_after_refit
 from nftk.interpret.logit_parts import check_labels, check_network, logit_parts
 
@@ -35,7 +35,9 @@ def importance(
     .. math:: \operatorname{Cov}(\omega_{l,i} f_{l,i}, f_i) / \operatorname{Var}(f_i)
 
     over the data, for logits less their mean over the classes (which softmax does not see; a single output is taken
-    as it is). The layers' shares of a class add up to 1; one that speaks against the others is negative.
+    as it is). The layers' shares of a class add up to 1; one that speaks against the others is negative. With two
+    classes both rows are the same, since logits less their mean are u and -u. A class whose row of Omega is 0 may have
+    shares that are not: less the mean, its logit is made by what the layers say about the others.
 
     ``"ablation"`` is what is lost over all the data when one entry of Omega is set to 0, the others as they are or,
     with ``refit``, all fitted anew to the data (Omega >= 0, closed entries stay closed, every f_l as it is) before and
@@ -48,15 +50,18 @@ def importance(
         kind: ``"omega"``, ``"contribution"`` or ``"ablation"``.
         measure: Of "ablation": ``"accuracy"``, in 0..1, or ``"loss"``.
         loss: Which loss; of the refit too.
-        refit: Of "ablation": whether the other entries may make up for the one that is gone.
+        refit: Of "ablation": whether the other entries may make up for the one that is gone. Losses are then at
+            least 0, but for rounding (1e-14), since no fit with an entry less is better than the one with all.
 
     Returns:
         Shape ``(d, L)``, in float64 ("omega" in its own dtype), detached: larger is more important.
 
     Raises:
-        TypeError: If ``model`` is no NFT-K network, or ``x`` or ``y`` is no tensor of the right dtype.
+        TypeError: If ``model`` is no NFT-K network, ``x`` or ``y`` is no tensor of the right dtype, or ``refit`` is no
+            bool.
         ValueError: If shapes do not fit, labels are missing or out of range, an input is not finite, or a logit is the
-            same for all of ``x``, so that there is no variance to share ("contribution").
+            same for all of ``x``, so that there is no variance to share ("contribution"); if Omega or a logit is not
+            finite; if ``refit`` is asked for with another kind than "ablation".
         ImportError: If ``refit`` is asked for and scipy is missing.
 
     References:
@@ -75,6 +80,9 @@ def importance(
     check_choice(_OP, "kind", kind, get_args(Kind))
     check_choice(_OP, "measure", measure, get_args(Measure))
     check_choice(_OP, "loss", loss, ("cross_entropy", "mse"))
+    check_flag(_OP, "refit", refit)
+    if refit and kind != "ablation":
+        raise ValueError(f"nftk.{_OP}: refit must go with kind='ablation', got kind={kind!r}")
     check_network(_OP, model, x)
     if y is not None or kind == "ablation":
         y = check_labels(_OP, y, len(x), model.out_features)
@@ -90,7 +98,7 @@ def _contribution(model: Any, x: Tensor) -> Tensor:
     """Covariances over the data, merged batch by batch (Chan, Golub and LeVeque, 1983)."""
     count, largest = 0, 0.0
     mean, mean_f, together, variance = (torch.zeros((), dtype=torch.float64, device=x.device) for _ in range(4))
-    for f, parts, _ in logit_parts(model, x):
+    for f, parts, _ in logit_parts(_OP, model, x):
         largest = max(largest, float(f.abs().max()))
         if f.shape[1] > 1:
             f, parts = f - f.mean(1, keepdim=True), parts - parts.mean(2, keepdim=True)

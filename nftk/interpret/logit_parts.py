@@ -20,8 +20,12 @@ class LogitParts(NamedTuple):
     labels: Tensor
 
 
-def logit_parts(model: Any, x: Tensor, y: Tensor | None = None) -> Iterator[LogitParts]:
-    """Yield the rows of x in order, the model in eval mode meanwhile; labels are empty without y."""
+def logit_parts(op: str, model: Any, x: Tensor, y: Tensor | None = None) -> Iterator[LogitParts]:
+    """Yield the rows of x in order, the model in eval mode meanwhile; labels are empty without y.
+
+    Raises:
+        ValueError: In the name of op, at the first row with a logit that is not finite.
+    """
     rows = max(1, ENTRIES // model.omega.numel())
     was_training = model.training
     model.eval()
@@ -34,6 +38,12 @@ def logit_parts(model: Any, x: Tensor, y: Tensor | None = None) -> Iterator[Logi
                 f = parts.sum(1)
                 if model.output_bias is not None:
                     f = f + model.output_bias.double()
+                # a part that is not finite makes its logit so too
+                if not is_finite(f):
+                    row = start + int((~f.isfinite().all(1)).nonzero()[0])
+                    raise ValueError(
+                        f"nftk.{op}: model must give finite readouts and logits, got a NaN or an infinity in row {row}"
+                    )
                 yield LogitParts(f, parts, y[batch] if y is not None else x.new_zeros(0))
     finally:
         model.train(was_training)
@@ -54,6 +64,8 @@ def check_network(op: str, model: Any, x: Any) -> None:
         )
     if not is_finite(x):
         raise ValueError(f"nftk.{op}: x must be finite, got a NaN or an infinity")
+    if not is_finite(model.omega):
+        raise ValueError(f"nftk.{op}: model must have a finite Omega, got a NaN or an infinity in it")
 
 
 def check_labels(op: str, y: Any, rows: int, classes: int) -> Tensor:

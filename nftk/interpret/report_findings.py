@@ -120,7 +120,7 @@ def _losses(outputs: Tensor, y: Tensor, loss: str) -> Tensor:
 
 def _worst(model: Any, x: Tensor, y: Tensor, outputs: Tensor, losses: Tensor, cases: int) -> list[Case]:
     rows = losses.sort(descending=True, stable=True).indices[:cases]
-    parts = torch.cat([batch.parts for batch in logit_parts(model, x[rows])])
+    parts = torch.cat([batch.parts for batch in logit_parts("interpret.report", model, x[rows])])
     found = []
     for i, row in enumerate(rows.tolist()):
         f, label = outputs[row], int(y[row])
