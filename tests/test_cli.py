@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import nftk
+from nftk.cli import main
 from nftk.cli import train as training
 from nftk.cli.app import app
 from nftk.cli.settings import Settings
@@ -513,6 +514,32 @@ class TestBadInput:
             out, err = process.communicate()
         assert (process.returncode, out) == (2, "")
         assert err == "nftk: --width and --depth must be at least 1, got width 0 and depth 5\n"
+
+    def test_ctrl_c_while_imports_run(self, monkeypatch, capsys):
+        def interrupted(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("nftk._optional.require", interrupted)
+        heard = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+            # a second one must not cut the line off
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGINT, heard)
+        assert ended.value.code == 130
+        assert capsys.readouterr().err == "nftk: interrupted\n"
+
+    @pytest.mark.parametrize("content", [b"", b"junk", b"PK\3\4 and no more", b"\x80\x02}q\x00.", bytes(300)])
+    def test_damaged_checkpoint(self, tmp_path, content):
+        path = tmp_path / "checkpoint.pt"
+        path.write_bytes(content)
+        x, y = torch.randn(8, 3), torch.zeros(8, dtype=torch.int64)
+        with pytest.raises(ValueError, match=r"nftk.fit: .*checkpoint.pt must be a ") as raised:
+            nftk.fit(nftk.NFTKMLP(3, [4], 2), (x, y), epochs=1, checkpoint=path, resume=True)
+        if "whole" in str(raised.value):
+            assert str(raised.value).endswith("; if it was cut off or damaged, remove it, and the run starts anew")
 
     def test_missing_typer_is_named_with_its_command(self):
         code = "import sys; sys.modules['typer'] = None; from nftk.cli import main; main()"

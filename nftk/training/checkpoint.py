@@ -1,6 +1,5 @@
 """The whole state of a run in one file, written whole or not at all."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read what :func:`save_checkpoint` wrote; only tensors and plain values are ever unpickled."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    # what damaged bytes raise depends on where the damage is: struct.error, UnpicklingError, EOFError, IndexError, ...
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"nftk.fit: {path} must be a whole checkpoint, got {reason}") from error
+        # of a file that may not be read nothing says that it is damaged
+        readable = not (isinstance(error, OSError) and error.errno)
+        remedy = "; if it was cut off or damaged, remove it, and the run starts anew" if readable else ""
+        raise ValueError(f"nftk.fit: {path} must be a whole checkpoint, got {reason}{remedy}") from error
     if not isinstance(state, dict) or state.get("nftk_checkpoint") != _FORMAT:
         raise ValueError(f"nftk.fit: {path} must be a checkpoint of nftk.fit, format {_FORMAT}, got something else")
     return state
