@@ -323,15 +323,54 @@ class TestErrors:
     def test_damaged_history(self, run, tmp_path):
         for name in ("config.json", "model.safetensors", "summary.json"):
             (tmp_path / name).write_bytes((run[0] / name).read_bytes())
-        for text in ('{"epoch": 1}\n', "x\n", "[]\n"):
+        whole = json.loads((run[0] / "history.jsonl").read_text().splitlines()[0])
+        wrong = [{"epoch": "two"}, {"loss": None}, {"zeros": 1.5}, {"test_accuracy": True}]
+        for text in ('{"epoch": 1}\n', "x\n", "[]\n", *(json.dumps(whole | change) + "\n" for change in wrong)):
             (tmp_path / "history.jsonl").write_text(text)
             done = command("report", tmp_path)
             assert done.returncode == 2
             assert "history.jsonl must hold a record of an epoch in each line" in done.stderr
         (tmp_path / "history.jsonl").unlink()
-        (tmp_path / "summary.json").unlink()
-        assert command("report", tmp_path).returncode == 0
-        assert command("report", tmp_path, "--overwrite").returncode == 0
+        pages = []
+        for damage in (None, "{", "[1]"):
+            (tmp_path / "summary.json").unlink(missing_ok=True)
+            if damage is not None:
+                (tmp_path / "summary.json").write_text(damage)
+            done = command("report", tmp_path, "--overwrite")
+            assert done.returncode == 0, done.stderr
+            assert "summary.json is missing or damaged" in done.stdout
+            pages.append(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+        assert "What the training left summary.json is missing or damaged, and what it tells is not here" in pages[0]
+        assert pages[0] == pages[1] == pages[2]
+        assert "summary.json" not in Page((run[0] / "report.html").read_text(encoding="utf-8")).text
+
+    def test_run_is_checked_before_the_rest(self, tmp_path):
+        done = command("report", tmp_path / "nowhere")
+        assert done.returncode == 2
+        assert "nowhere must be a run of nftk train, got no config.json there" in done.stderr
+
+    def test_other_data_are_told(self, run, tmp_path):
+        from nftk.cli.report import _names
+
+        split = load_run(run[0]).data
+        parts = {name: getattr(split, name)[:40].numpy() for name in ("x_train", "y_train", "x_test", "y_test")}
+        parts["y_train"] = parts["y_train"].copy()
+        parts["y_train"][:10] = range(10)
+        np.savez(tmp_path / "other.npz", **parts)
+        done = command("report", run[0], "--data", tmp_path / "other.npz", "--out", tmp_path / "a.html", "--json")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert (result["trained_on"], result["data"]) == ("digits", "other.npz")
+        told = Page((tmp_path / "a.html").read_text(encoding="utf-8")).text
+        assert told.startswith("NFT-K report: digits, shown on other.npz")
+        assert "– 10 on digits, shown on other.npz" in told
+        assert "Trained on digits Shown on other.npz, 40 examples: not the data that it was trained on" in told
+        assert "Test data" not in told
+        assert command("report", run[0], "--data", "digits", "--out", tmp_path / "b.html").returncode == 0
+        assert (tmp_path / "b.html").read_bytes() == (run[0] / "report.html").read_bytes()
+        # two files of one name are told apart by their folders
+        assert _names("/a/x.npz", "/b/x.npz") == ("/a/x.npz", "/b/x.npz")
+        assert _names("/a/x.npz", "/a/../a/x.npz") == ("x.npz", None)
 
     def test_training_anew_takes_the_report_away(self, hostile, tmp_path):
         shutil.copytree(hostile, tmp_path / "run")
