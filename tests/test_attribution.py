@@ -105,6 +105,43 @@ def test_ranks():
             made.scores(wrong)
 
 
+def test_ranks_and_explanations_do_not_depend_on_the_intercept(network):
+    k, k_test, y = network
+    surrogate = KernelSurrogate(penalty=float(k.diagonal().mean())).fit(k, y[:70])
+    surrogate.intercept_ = surrogate.intercept_ + 100
+    apart, spread = (attribute(surrogate, k_test, intercept=how) for how in ("apart", "spread"))
+    for which in ("top_k", "bottom_k"):
+        assert torch.equal(getattr(apart, which)(5).examples, getattr(spread, which)(5).examples)
+    one, other = (nftk.attribution.explain(each, 2, top=70) for each in (apart, spread))
+    assert len(one.supporters.examples) < 70
+    assert torch.equal(one.supporters.examples, other.supporters.examples)
+    torch.testing.assert_close(one.layers_against, other.layers_against)
+    torch.testing.assert_close(one.opposers_by_layer, other.opposers_by_layer)
+    assert one.intercept == pytest.approx(other.intercept)
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+def test_scores_that_are_not_finite_are_refused(network):
+    k, _, y = network
+    surrogate = KernelSurrogate("ridge", 1.0).fit(k, y[:70])
+    fine = torch.ones(2, 2)
+    for call, sentence in (
+        (lambda bad: top_k(bad, 1), "top_k: scores"),
+        (lambda bad: bottom_k(bad, 1), "bottom_k: scores"),
+        (lambda bad: find_poisoned(bad), "find_poisoned: suspects"),
+        (lambda bad: find_poisoned(fine, bad), "find_poisoned: clean"),
+        (lambda bad: leave_one_out(bad, fine, fine, 1.0), "leave_one_out: k_train"),
+        (lambda bad: leave_one_out(fine, bad, fine, 1.0), "leave_one_out: k_test"),
+        (lambda bad: leave_one_out(fine, fine, bad, 1.0), "leave_one_out: y"),
+        (lambda bad: self_influence(surrogate, k.blocks * bad[0, 1], y[:70]), "self_influence: own"),
+    ):
+        for wrong in (NAN, INFINITE):
+            with pytest.raises(ValueError, match=f"nftk.attribution.{sentence} must be finite, got NaN or infinity"):
+                call(torch.tensor([[1.0, wrong], [wrong, 2.0]]))
+
+
 @pytest.mark.parametrize("flat", [False, True])
 def test_leave_one_out_is_what_refits_say(flat):
     x, x_test = draw(25, 4), draw(6, 4, seed=1)
@@ -226,6 +263,13 @@ def test_self_influence_is_the_score_for_itself(network):
     weighed = KernelSurrogate(penalty=0.1, weights=[1.0, 0.5, 2.0]).fit(k, y[:70])
     want = attribute(weighed, k).by_layer()[:, at, at, y[:70]]
     torch.testing.assert_close(self_influence(weighed, k, y[:70]), want)
+    torch.testing.assert_close(self_influence(weighed, k.blocks.numpy(), y[:70]), want)
+    renamed = nftk.LayerKernels(k.blocks, ("a", "b", "c"), k.reduction)
+    for wrong in (renamed, nftk.LayerKernels(k.blocks, k.names, "scalar"), k.normalize()):
+        with pytest.raises(ValueError, match="own must have the layers, reduction and normalization that fit"):
+            self_influence(weighed, wrong, y[:70])
+    with pytest.raises(TypeError, match="self_influence: own must be LayerKernels, a tensor or an array, got list"):
+        self_influence(weighed, [1.0], y[:70])
     one = KernelSurrogate(penalty=1.0).fit(k.blocks[0], y[:70])
     assert self_influence(one, k.blocks[0], y[:70]).shape == (1, 70)
     with pytest.raises(ValueError, match=r"y must be labels of the surrogate, \[0, 1, 2\], got 9"):

@@ -158,7 +158,9 @@ def attribute(
         surrogate: A fitted :class:`nftk.surrogate.KernelSurrogate`.
         k_test: The kernel of test with training examples, in the form that it was fitted with.
         intercept: ``"apart"``: scores and the intercept sum to f. ``"spread"``: each score has b_c / n_train of it,
-            each layer's an L-th of that, and scores sum to f, as in the trNTK paper. No ranking depends on it.
+            each layer's an L-th of that, and scores sum to f, as in the trNTK paper. :meth:`Attribution.top_k`,
+            :meth:`Attribution.bottom_k` and :func:`explain` find the same either way; signs and sizes of scores differ,
+            and with them :meth:`Attribution.layer_totals` and :func:`find_poisoned`.
 
     Returns:
         The scores, computed when they are asked for; what is held is the kernel itself.

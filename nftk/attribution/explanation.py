@@ -16,7 +16,7 @@ class Explanation:
 
     Attributes:
         class_: The class.
-        output: f_c, the sum of all scores and the intercept.
+        output: f_c, the sum of all scores and the intercept, which is apart from them here.
         intercept: b_c.
         supporters: Training examples that speak most for the class; fewer than asked for where fewer do.
         opposers: Those that speak most against it.
@@ -60,8 +60,13 @@ def explain(attribution: Attribution, index: int = 0, class_: int | None = None,
     if check_integer(op, "index", index, 0) >= n_test:
         raise ValueError(f"nftk.{op}: index must be below {n_test}, the number of test examples, got {index}")
     top = min(check_integer(op, "top", top, 1), n_train)
+    # a share of the intercept says nothing of an example, but may turn its sign
     row = dataclasses.replace(
-        attribution, kernels=attribution.kernels[:, index : index + 1], outputs=attribution.outputs[index : index + 1]
+        attribution,
+        kernels=attribution.kernels[:, index : index + 1],
+        outputs=attribution.outputs[index : index + 1],
+        intercept=attribution.intercept + n_train * attribution.share,
+        share=torch.zeros_like(attribution.share),
     )
     chosen = int(row.predicted) if class_ is None else class_
     layers, scores = row.by_layer(chosen)[:, 0], row.scores(chosen)[0]
@@ -74,7 +79,7 @@ def explain(attribution: Attribution, index: int = 0, class_: int | None = None,
     return Explanation(
         class_=chosen,
         output=float(row.outputs[0, chosen]),
-        intercept=float(attribution.intercept[chosen]),
+        intercept=float(row.intercept[chosen]),
         supporters=supporters,
         opposers=opposers,
         supporters_by_layer=layers[:, supporters.examples],

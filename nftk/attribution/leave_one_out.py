@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nftk._checks import check_number, check_shape, check_symmetric, check_tensor
+from nftk.attribution.ranking import check_finite
 from nftk.regression.solve import cholesky
 
 
@@ -27,7 +28,8 @@ def leave_one_out(k_train: Tensor, k_test: Tensor, y: Tensor, ridge: float) -> T
 
     Raises:
         TypeError: If an argument is no floating tensor.
-        ValueError: If shapes do not fit, or the kernel is not symmetric and positive semi-definite.
+        ValueError: If shapes do not fit, a number is not finite, or the kernel is not symmetric and positive
+            semi-definite.
 
     References:
         Cook, Detection of influential observation in linear regression, Technometrics 19, 1977, for kernels.
@@ -46,6 +48,8 @@ def leave_one_out(k_train: Tensor, k_test: Tensor, y: Tensor, ridge: float) -> T
     check_shape(op, "k_train", k_train, (n, n))
     check_shape(op, "k_test", k_test, ("n_test", n))
     check_shape(op, "y", y, (n,) if y.ndim == 1 else (n, "C"))
+    for name, x in (("k_train", k_train), ("k_test", k_test), ("y", y)):
+        check_finite(op, name, x)
     check_symmetric(op, "k_train", k_train, torch.finfo(k_train.dtype).eps)
     factor = cholesky(op, k_train.detach().to(torch.float64, copy=True)[None], rho)[0][0]
     inverse = torch.cholesky_inverse(factor)

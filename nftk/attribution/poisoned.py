@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nftk._checks import check_integer, check_shape, check_tensor
-from nftk.attribution.ranking import top_k
+from nftk.attribution.ranking import check_finite, top_k
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +57,8 @@ def find_poisoned(suspects: Tensor, clean: Tensor | None = None) -> Suspicion:
     """Rank training examples by how much they speak for suspect predictions, and not for clean ones.
 
     Each test example's scores are divided by the sum of their sizes, so that none counts more than another; then
-    averaged over the test examples. On one layer's scores (``Attribution.by_layer``) the ranking is that layer's.
+    averaged over the test examples. What size a score has depends on the ``intercept=`` of :func:`attribute`; leave it
+    apart. On one layer's scores (``Attribution.by_layer``) the ranking is that layer's.
 
     Args:
         suspects: Scores of suspect test examples for the class that they were (wrongly) given,
@@ -70,7 +71,7 @@ def find_poisoned(suspects: Tensor, clean: Tensor | None = None) -> Suspicion:
 
     Raises:
         TypeError: If scores are no floating tensors.
-        ValueError: If there is no suspect, or shapes do not fit.
+        ValueError: If there is no suspect, shapes do not fit, or scores are not finite.
 
     Example:
         >>> import torch
@@ -83,10 +84,12 @@ def find_poisoned(suspects: Tensor, clean: Tensor | None = None) -> Suspicion:
     check_shape(op, "suspects", suspects, ("n_suspect", "n_train"))
     if not suspects.numel():
         raise ValueError(f"nftk.{op}: suspects must hold at least one example, got shape {list(suspects.shape)}")
+    check_finite(op, "suspects", suspects)
     found = _mean(suspects)
     if clean is not None:
         check_tensor(op, "clean", clean)
         check_shape(op, "clean", clean, ("n_clean", suspects.shape[1]))
+        check_finite(op, "clean", clean)
         found = found - _mean(clean) if len(clean) else found
     return Suspicion(top_k(found, len(found)).examples, found)
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from nftk._checks import check_integer, check_tensor
+from nftk._checks import check_integer, check_tensor, is_finite
 
 
 class Ranked(NamedTuple):
@@ -30,7 +30,7 @@ def top_k(scores: Tensor, k: int) -> Ranked:
         ``(..., k)``. Of equal scores the example with the lower number goes first.
 
     Raises:
-        ValueError: If k is out of range.
+        ValueError: If k is out of range, or scores are not finite.
         TypeError: If scores are no floating tensor, or k no integer.
 
     Example:
@@ -59,11 +59,18 @@ def bottom_k(scores: Tensor, k: int) -> Ranked:
     return _first("attribution.bottom_k", scores, k, descending=False)
 
 
+def check_finite(op: str, name: str, x: Tensor) -> None:
+    """Raise ValueError where an entry is NaN or infinite."""
+    if not is_finite(x):
+        raise ValueError(f"nftk.{op}: {name} must be finite, got NaN or infinity")
+
+
 def _first(op: str, scores: Tensor, k: int, *, descending: bool) -> Ranked:
     check_tensor(op, "scores", scores)
     check_integer(op, "k", k, 1)
     if scores.ndim < 1 or k > scores.shape[-1]:
         most = scores.shape[-1] if scores.ndim else 0
         raise ValueError(f"nftk.{op}: k must be at most the number of training examples, {most}, got {k}")
+    check_finite(op, "scores", scores)
     found = scores.sort(dim=-1, descending=descending, stable=True)
     return Ranked(found.indices[..., :k], found.values[..., :k])
