@@ -136,13 +136,27 @@ def test_seeds_and_resamples():
     assert math.isnan(kendall_tau(p, q, y, resamples=0).low)
 
 
+def test_without_resamples_no_interval_is_shown():
+    p, q, y = soft(40, noise=1.0)
+    found = faithfulness(p, q, y, resamples=0)
+    assert "nan" not in repr(found)
+    assert "interval" not in repr(found)
+    assert repr(found).splitlines()[0] == "Faithfulness on 40 examples:"
+    assert str(found.tau_all) == f"{found.tau_all.value:.4f}"
+    # that no resample had a value is told
+    assert str(r_miss([0.9], [0.9], [1], resamples=5)) == "nan [nan, nan]"
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings", "error", "sentence"),
     [
         (([0.1, 0.2], [0.1, 0.2, 0.3], [0, 1]), {}, ValueError, r"surrogate must have the shape of network, \[2, 2\]"),
         (([[0.5, 0.6]], [[0.5, 0.5]], [0]), {}, ValueError, "network must be probabilities, at least 0 with rows that"),
         (([0.5], [-0.5], [0]), {}, ValueError, "surrogate must be probabilities"),
-        (([float("nan")], [0.5], [0]), {}, ValueError, "y must be finite"),
+        (([float("nan")], [0.5], [0]), {}, ValueError, "network must be finite, got NaN or infinity"),
+        (([0.5], [float("inf")], [0]), {}, ValueError, "surrogate must be finite, got NaN or infinity"),
+        ((["a"], [0.5], [0]), {}, TypeError, "network must be real numbers, got list"),
+        (([0.5], None, [0]), {}, TypeError, "surrogate must be real numbers, got NoneType"),
         (([[1.0]], [[1.0]], [0]), {}, ValueError, r"network must have shape \[n, C\], or \[n\] for two classes"),
         (([0.5], [0.5], [2]), {}, ValueError, "y must be classes from 0 to 1, got 2"),
         (([0.5], [0.5], [0.0]), {}, TypeError, "y must be classes, integers from 0 to 1, got float64"),

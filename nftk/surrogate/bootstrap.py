@@ -27,7 +27,9 @@ class Measured(NamedTuple):
     undefined: int = 0
 
     def __str__(self) -> str:
-        """The value, with its interval in brackets."""
+        """The value, with its interval in brackets where one was asked for."""
+        if self.low != self.low and not self.undefined:
+            return f"{self.value:.4f}"
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 

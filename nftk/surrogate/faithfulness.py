@@ -53,8 +53,9 @@ class Faithfulness:
         return {name: x._asdict() if isinstance(x, Measured) else x for name, x in named.items()}
 
     def __repr__(self) -> str:
+        intervals = f", {100 * self.confidence:g} % intervals" if self.resamples else ""
         lines = [
-            f"Faithfulness on {self.examples} examples, {100 * self.confidence:g} % intervals:",
+            f"Faithfulness on {self.examples} examples{intervals}:",
             f"  Kendall tau, correct class   {self.tau_correct}",
             f"  Kendall tau, all classes     {self.tau_all}",
             f"  accuracy difference          {self.accuracy_difference}",

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from nftk._checks import check_choice, check_number
 from nftk.surrogate.bootstrap import Array, Measured, bootstrap
-from nftk.tangent.targets import as_array, as_numbers
+from nftk.tangent.targets import as_array
 
 Labels = npt.NDArray[np.int64]
 # rows of the matrix of signs at a time
@@ -198,7 +198,17 @@ def checked(op: str, network: Any, surrogate: Any, y: Any) -> tuple[Array, Array
 
 def probabilities(op: str, name: str, given: Any) -> Array:
     """Probabilities ``(n, C)`` in float64; of two classes that of the second will do."""
-    found = as_numbers(op, as_array(op, given))
+    try:
+        values = as_array(op, given)
+        # of which numpy would drop a part
+        if values.dtype.kind == "c":
+            raise TypeError
+        found: Array = values.astype(np.float64)
+    except (TypeError, ValueError):
+        got = getattr(given, "dtype", type(given).__name__)
+        raise TypeError(f"nftk.{op}: {name} must be real numbers, got {got}") from None
+    if not np.isfinite(found).all():
+        raise ValueError(f"nftk.{op}: {name} must be finite, got NaN or infinity")
     if found.ndim == 1:
         found = np.stack((1 - found, found), 1)
     if found.ndim != 2 or not found.size or found.shape[1] < 2:
