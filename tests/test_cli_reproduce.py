@@ -38,7 +38,8 @@ def test_the_papers_experiments_run_in_turn_and_leave_their_files(asked, tmp_pat
     )
     assert (code, err) == (0, "")
     assert list(json.loads(out)["files"]) == ["table1", "figure2", "sparsity", "stability", "theorem1"]
-    assert {(r.seeds, r.quick, r.place.data_dir) for r in asked} == {(5, False, str(tmp_path))}
+    assert [r.seeds for r in asked] == [5, 1, 5, 5, 5]
+    assert {(r.quick, r.place.data_dir) for r in asked} == {(False, str(tmp_path))}
     assert (tmp_path / "out" / "stand-in.md").read_text() == "# A stand-in\n"
     record = json.loads((tmp_path / "out" / "stand-in.json").read_text())
     assert record["found"] == 1
