@@ -410,6 +410,42 @@ def _indefinite():
     return torch.diag(torch.linspace(-1, 10, 60, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("estimator", ["logistic", "svm", "ridge"])
+def test_an_indefinite_kernel_is_refused(estimator):
+    x, y, _, _ = problem()
+    k = x @ x.T
+    fit = KernelSurrogate(estimator, 0.01).fit
+    with pytest.raises(ValueError, match="the training kernel must be positive semi-definite, got the eigenvalue -"):
+        fit(k - 2 * torch.eye(60), y)
+    # rounding is none, of a kernel of rank 8 of 60
+    fit(k.float(), y)
+    fit(k - 1e-8 * torch.eye(60), y)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-20, 3.0, 1e20, 1e200])
+@pytest.mark.parametrize("estimator", ["logistic", "svm", "ridge"])
+def test_the_scale_of_kernel_and_penalty_is_free(estimator, scale):
+    k, k_test, y = layered()
+    k, k_test = k.blocks, k_test.blocks
+    for settings in ({"penalty": 0.01}, {"penalties": [0.01, 0.1, 1.0]}, {"penalty": 1.0, "weights": "learned"}):
+        scaled = {name: value for name, value in settings.items() if name == "weights"}
+        if "penalty" in settings:
+            scaled["penalty"] = settings["penalty"] * scale
+        else:
+            scaled["penalties"] = [p * scale for p in settings["penalties"]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KernelWarning)
+            one = KernelSurrogate(estimator, **settings).fit(k, y)
+            other = KernelSurrogate(estimator, **scaled).fit(k * scale, y)
+        assert other.converged_ == one.converged_
+        assert other.penalty_ == pytest.approx(one.penalty_ * scale)
+        # where libsvm stops, to its tolerance
+        near = {"rtol": 0, "atol": 1e-3 if estimator == "svm" else 1e-5}
+        torch.testing.assert_close(other.outputs(k_test * scale), one.outputs(k_test), **near)
+        torch.testing.assert_close(other.weights_, one.weights_, **near)
+        assert other.objective_ == pytest.approx(one.objective_, rel=1e-4)
+
+
 def test_what_does_not_converge_says_so():
     x, y, _, _ = problem()
     with pytest.warns(KernelWarning, match="fit stopped at a gradient of .*, above the tolerance 1.0e-30"):

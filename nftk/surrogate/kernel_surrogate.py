@@ -23,7 +23,7 @@ _TARGETS = ("labels", "probabilities")
 _SCALARS = ("trace", "sum_logits", "scalar")
 # of the gap at which learning the weights of layers stops, as a share of the objective
 GAP = 1e-3
-# of libsvm's stopping rule; below that its steps no longer end on kernels that are far from 1
+# of libsvm's stopping rule; below that its steps no longer end on all kernels
 LIBSVM = 1e-5
 
 

@@ -61,19 +61,20 @@ def learn_weights(
     size = scales.sum()
     # a layer without a kernel has nothing to say
     weights = (scales > 0).to(torch.float64)
-    scales = torch.where(scales > 0, scales, 1.0)
+    # as shares, which no scale of kernels takes out of range
+    shares = torch.where(scales > 0, scales / size, 1.0)
     best = fit(weighted(blocks, weights), None)
     objectives, fits = [best.objective], 1
     while True:
         q = best.energy * torch.stack([_energy(block, best.alpha) for block in blocks])
-        steep = torch.where(weights > 0, q / scales, 0.0)
-        gap = float(penalty / 2 * (size * steep.max() - (weights * q).sum()))
+        steep = torch.where(weights > 0, q / shares, 0.0)
+        gap = float(penalty / 2 * (steep.max() - (weights * q).sum()))
         if gap <= tolerance * abs(best.objective) or fits >= max_iterations:
             return weights, best, Learning(objectives, max(gap, 0.0), gap <= tolerance * abs(best.objective))
         before = best.objective
         for power in (1.0, 0.5):
             tried = weights * (steep / steep.max()) ** power
-            tried = tried * size / (scales * tried).sum()
+            tried = tried / (shares * tried).sum()
             found = fit(weighted(blocks, tried), best)
             fits += 1
             if found.objective < before * (1 - ROUNDING):

@@ -1,5 +1,6 @@
 """Kernel multinomial logistic regression: a convex problem, solved in the eigenbasis of the kernel."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,24 @@ class Solution(NamedTuple):
     iterations: int = 0
 
 
+def unit_of(k: Tensor) -> float:
+    """The power of two next below the mean of a kernel's diagonal, a division by which rounds nothing."""
+    # K / u, lambda / u and u alpha are the same problem as K, lambda and alpha, in numbers near 1
+    mean = float(k.diagonal().mean())
+    return 2.0 ** (math.frexp(mean)[1] - 1) if mean > 0 else 1.0
+
+
+def check_definite(op: str, eigenvalues: Tensor) -> None:
+    """Raise ValueError where the least of ascending eigenvalues is below 0 by more than rounding."""
+    least, largest = float(eigenvalues[0]), float(eigenvalues[-1])
+    # a kernel in float32 has rounding of some 1e-7 of its largest eigenvalue
+    if least < -MOST_JITTER * largest:
+        raise ValueError(
+            f"nftk.{op}: the training kernel must be positive semi-definite, got the eigenvalue {least:.3g} where the "
+            f"largest is {largest:.3g}"
+        )
+
+
 class Multinomial:
     r"""The problem of one kernel: everything that does not depend on the penalty.
 
@@ -45,20 +64,16 @@ class Multinomial:
         + \frac\lambda2 \, \mathrm{tr}(\alpha^\top K \alpha), \qquad f = K \alpha + 1 b^\top
 
     In K = U S U^T and theta = S^1/2 U^T alpha the penalty is that of plain logistic regression on U S^1/2. Curvature
-    is at most S/2n + lambda (Boehning), by which each coordinate is scaled.
+    is at most S/2n + lambda (Boehning), by which each coordinate is scaled. K and lambda are taken in K's own unit.
     """
 
     def __init__(self, op: str, k: Tensor, y: Tensor) -> None:
         s, u = torch.linalg.eigh(k)
-        # a kernel in float32 has rounding of some 1e-7 of its largest eigenvalue
-        if float(s[0]) < -MOST_JITTER * float(s[-1]):
-            raise ValueError(
-                f"nftk.{op}: the training kernel must be positive semi-definite, got the eigenvalue {float(s[0]):.3g} "
-                f"where the largest is {float(s[-1]):.3g}"
-            )
+        check_definite(op, s)
         # what is left of directions that the kernel does not have is rounding
         kept = s > len(s) * torch.finfo(torch.float64).eps * float(s[-1])
-        self.values: Matrix = s[kept].numpy()
+        self.unit = unit_of(k)
+        self.values: Matrix = (s[kept] / self.unit).numpy()
         self.vectors: Matrix = u[:, kept].numpy()
         self.targets: Matrix = y.numpy()
 
@@ -84,7 +99,7 @@ class Multinomial:
             The solution; ``residual`` says whether the tolerance was met.
         """
         y, n = self.targets, len(self.targets)
-        classes = y.shape[1]
+        classes, penalty = y.shape[1], penalty / self.unit
         curvature = self.values / (2 * n) + penalty
         scale = np.sqrt(self.values / curvature)
         features = np.hstack((self.vectors * scale, np.full((n, 1), UNIT)))
@@ -109,7 +124,7 @@ class Multinomial:
 
         v = np.zeros(features.shape[1] * classes)
         if start is not None:
-            theta = np.sqrt(self.values * curvature)[:, None] * (self.vectors.T @ start.alpha.numpy())
+            theta = np.sqrt(self.values * curvature)[:, None] * (self.vectors.T @ (start.alpha.numpy() * self.unit))
             v = np.vstack((theta, start.intercept.numpy()[None] / UNIT)).ravel()
         options = {"maxiter": max_iterations, "maxfun": 2 * max_iterations, "maxcor": MEMORY, "ftol": 0.0}
         coarse = max(tolerance, 1e-5) if polish else tolerance
@@ -122,7 +137,7 @@ class Multinomial:
         theta = v.reshape(-1, classes)
         alpha = self.vectors @ (theta[:-1] / np.sqrt(self.values * curvature)[:, None])
         return Solution(
-            torch.from_numpy(alpha),
+            torch.from_numpy(alpha / self.unit),
             torch.from_numpy(theta[-1] * UNIT),
             loss,
             residual=float(np.linalg.norm(gradient)),
