@@ -1,5 +1,7 @@
 """empirical_ntk into a file: of any module, finished where it was cut off."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -88,6 +90,60 @@ def test_what_was_begun_with_something_else_is_refused(model, x, tmp_path, other
         settings["output_fn"] = lambda out: out[:, 1:]
     with pytest.raises(ValueError, match=r"must be finished with the network, inputs and settings it was begun with"):
         nftk.empirical_ntk(model, x, out=tmp_path / "k", **settings)
+
+
+class Scaled(nn.Module):
+    """With plain attributes, which its state leaves out."""
+
+    def __init__(self, t=1.0, table=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.t, self.table = nn.Linear(12, 3), t, torch.full((3,), table)
+        self.register_buffer("shift", torch.zeros(3), persistent=False)
+        self.double()
+
+    def forward(self, x):
+        return (self.inner(x[:, 0] * self.t) + self.table).tanh() + self.shift
+
+
+def column(out, *, k=0):
+    return out[:, k : k + 1]
+
+
+def enclosing(k):
+    return lambda out: out[:, k : k + 1]
+
+
+def defaulting(k):
+    return lambda out, k=k: out[:, k : k + 1]
+
+
+CHANGES = {
+    "number": (lambda: Scaled(1.0), lambda: Scaled(3.0), None, None),
+    "tensor": (lambda: Scaled(), lambda: Scaled(table=1.0), None, None),
+    "closure": (Scaled, Scaled, enclosing(0), enclosing(1)),
+    "default": (Scaled, Scaled, defaulting(0), defaulting(1)),
+    "partial": (Scaled, Scaled, functools.partial(column, k=0), functools.partial(column, k=1)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_only_attributes_or_closures_tell_apart_is_refused(x, tmp_path, name):
+    first, second, before, after = CHANGES[name]
+    settings = {"per": "module", "reduction": "trace"}
+    with pytest.raises(Stop):
+        nftk.empirical_ntk(first(), x, out=tmp_path / "k", progress=stop_at(0.0), output_fn=before, **settings)
+    with pytest.raises(ValueError, match=r"must be finished with the network, inputs and settings it was begun with"):
+        nftk.empirical_ntk(second(), x, out=tmp_path / "k", output_fn=after, **settings)
+    # the same, made anew, is finished
+    same = enclosing(0) if name == "closure" else before
+    nftk.empirical_ntk(first(), x, out=tmp_path / "k", output_fn=same, **settings)
+    folder = tmp_path / "p"
+    tangents = nftk.tangent.project_tangents
+    tangents(first(), x, 4, per="module", out=folder, output_fn=before)
+    tangents(first(), x, 4, per="module", out=folder, output_fn=same)
+    with pytest.raises(ValueError, match="must be finished with the network and inputs it was begun with"):
+        tangents(second(), x, 4, per="module", out=folder, output_fn=after)
 
 
 def test_a_file_that_is_there_is_left_alone(model, x, tmp_path):

@@ -23,6 +23,8 @@ def check_model(model: nn.Module, op: str) -> dict[str, Tensor]:
             raise ValueError(f"nftk.{op}: model must have seen an input, so that sizes are known, got {told}")
         if module.training and isinstance(module, _DropoutNd) and module.p > 0:
             raise ValueError(f"nftk.{op}: model must be in eval mode, got {told} in training mode")
+        if module.training and _drops(module):
+            raise ValueError(f"nftk.{op}: model must be in eval mode, got dropout of {told} in training mode")
         if isinstance(module, _NormBase) and _looks_around(module):
             raise ValueError(f"nftk.{op}: model must be in eval mode, got {told}, which looks at its batch")
         table = isinstance(module, nn.Embedding | nn.EmbeddingBag)
@@ -36,6 +38,10 @@ def check_model(model: nn.Module, op: str) -> dict[str, Tensor]:
         raise ValueError(f"nftk.{op}: model must have parameters, got none in {kind_of(model)}")
     dtype, device = next((p.dtype, p.device) for p in parameters.values())
     for name, p in parameters.items():
+        if p.is_complex():
+            raise NotImplementedError(
+                f"nftk.{op}: parameters of model must be real, got {p.dtype} for {name}; complex numbers have no code"
+            )
         if p.is_meta:
             raise ValueError(f"nftk.{op}: parameters of model must have values, got some on the meta device")
         if p.dtype not in FLOATING or p.dtype is not dtype or p.device != device:
@@ -46,6 +52,12 @@ def check_model(model: nn.Module, op: str) -> dict[str, Tensor]:
         if not is_finite(p):
             raise ValueError(f"nftk.{op}: parameters of model must be finite, got NaN or infinity in {name}")
     return parameters
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether dropout that is no module of its own is active in it."""
+    layers = module.num_layers > 1 if isinstance(module, nn.RNNBase) else isinstance(module, nn.MultiheadAttention)
+    return bool(layers and module.dropout > 0)  # type: ignore[operator]
 
 
 def _looks_around(module: _NormBase) -> bool:

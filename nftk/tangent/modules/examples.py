@@ -1,6 +1,6 @@
 """Examples for a model: a tensor, or tensors by name that share their first dimension."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,12 @@ class Examples:
     def given_to(self, model: nn.Module) -> Any:
         """What the model returns of them."""
         return model(**self.tensors) if self.named else model(*self)
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """All examples, one part after the other."""
+    names = parts[0].tensors
+    return Examples({name: torch.cat([p.tensors[name] for p in parts]) for name in names}, named=parts[0].named)
 
 
 def check_examples(op: str, name: str, x: Any, dtype: torch.dtype, device: torch.device) -> Examples:
@@ -84,4 +90,6 @@ def outputs_of(op: str, returned: Any, output_fn: OutputFn | None, n: int) -> Te
         raise ValueError(
             f"nftk.{op}: {what} outputs of shape [n, d], here [{n}, d], got {list(found.shape)}, {found.dtype}{hint}"
         )
+    if not found.shape[1]:
+        raise ValueError(f"nftk.{op}: {what} at least one output, got {list(found.shape)}")
     return found

@@ -1,5 +1,6 @@
 """What the tangent kernel has to know of any module: what its parameters are used for, and their gradients."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from nftk.ops.precision import full_precision
 from nftk.tangent.modules.examples import Examples, OutputFn, outputs_of
+from nftk.tangent.modules.identity import Identity
 from nftk.tangent.modules.recording import Recording, Use, plain_torch
 from nftk.tangent.modules.rules import Rule
 from nftk.tangent.modules.whole import whole_gradients
@@ -98,11 +100,8 @@ class Network:
         for x in self.model.state_dict().values():
             if isinstance(x, Tensor):
                 add(x)
-        # what a function chooses is in its code and constants; not in what it encloses
-        code = getattr(self.output_fn, "__code__", None)
-        constants = None if code is None else [c for c in code.co_consts if isinstance(c, int | float | str)]
-        chosen = None if code is None else [code.co_code.hex(), list(code.co_names), constants]
-        return [repr(self.model), chosen]
+        identity = Identity(add)
+        return [repr(self.model), identity.of_module(self.model), identity.of(self.output_fn)]
 
     def gradients(self, x: Examples, *, summed: bool) -> Iterator[tuple[int, list[Held]]]:
         """For one output after another, its number and what every site holds of it, with d = 1.
@@ -111,16 +110,16 @@ class Network:
         """
         with plain_torch(), full_precision(torch.empty(0, dtype=self.dtype, device=self.device)):
             f, uses, _ = run(self, x)
-            calls = tuple((use.name, use.owners) for use in uses)
-            if calls != self.calls:
-                raise NotImplementedError(
-                    f"nftk.{self.op}: model must use its parameters in the same way for every batch, got "
-                    f"{len(calls)} uses where the first examples had {len(self.calls)}, or others"
-                )
-            factors = [read(site, uses) if site.factored else None for site in self.sites]
-            edges = [edge for use in uses for edge in use.edges]
+            check_calls(self, uses)
+            check_alone(self, f, x)
+            with self._in_place():
+                factors = [read(site, uses) if site.factored else None for site in self.sites]
+            # what differentiates the whole model needs no way back from here
+            edges = [edge for use in uses for edge in use.edges] if any(site.rule for site in self.sites) else []
             outputs = f.sum(1, keepdim=True) if summed else f
             whole = self._whole(x, summed)
+            weights = powers_of_two(len(x), f)
+            reach = self._largest(backward(outputs[:, 0] @ weights, edges, uses, keep=True), uses)
             for i in range(outputs.shape[1]):
                 last = i + 1 == outputs.shape[1]
                 grads = backward(outputs[:, i].sum(), edges, uses, keep=not last)
@@ -128,9 +127,34 @@ class Network:
                 for s, site in enumerate(self.sites):
                     if site.rule is None:
                         found.append(Held(None, whole[s][:, i].reshape(len(x), 1, 1, 1, -1)))
-                    else:
+                        continue
+                    with self._in_place():
                         found.append(Held(factors[s], turned(site, uses, grads)))
+                    if i == 0 and (len(found[s].g) != len(x) or mixes(found[s].g, reach[s], weights)):
+                        raise NotImplementedError(self._moved(site))
                 yield i, found
+
+    def _largest(self, grads: list[list[Tensor | None]], uses: list[Use]) -> dict[int, Tensor]:
+        """Of every site with a rule, the largest entry of each example's factor g."""
+        with self._in_place():
+            return {s: largest(turned(site, uses, grads)) for s, site in enumerate(self.sites) if site.rule}
+
+    def _moved(self, site: Site | None = None) -> str:
+        where = "" if site is None else f" at {site.parameters[0]}"
+        return (
+            f"nftk.{self.op}: model must keep every example in its place in the batch, got examples that are "
+            f"reordered or left out{where}, which those that the model was read from were not"
+        )
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Takes what does not fit in a use for examples that are not in their places."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise NotImplementedError(self._moved()) from error
 
     def _whole(self, x: Examples, summed: bool) -> dict[int, Tensor]:
         """Gradients [n, d, P] of the sites without a rule."""
@@ -149,7 +173,9 @@ def output_function(network: Network) -> Callable[[Examples], Tensor]:
     """Examples to outputs [n, d]."""
 
     def function(x: Examples) -> Tensor:
-        return outputs_of(network.op, x.given_to(network.model), network.output_fn, len(x)).to(network.dtype)
+        # a copy, which a model may write into
+        returned = x.map(torch.clone).given_to(network.model)
+        return outputs_of(network.op, returned, network.output_fn, len(x)).to(network.dtype)
 
     return function
 
@@ -160,6 +186,57 @@ def run(network: Network, x: Examples) -> tuple[Tensor, list[Use], int]:
     with recording:
         f = output_function(network)(x.map(usable))
     return f, recording.uses, recording.bytes
+
+
+def check_calls(network: Network, uses: list[Use]) -> None:
+    """Raise where parameters are used in another way than when the model was read."""
+    calls = tuple((use.name, use.owners) for use in uses)
+    if calls != network.calls:
+        raise NotImplementedError(
+            f"nftk.{network.op}: model must use its parameters in the same way for every batch, got {len(calls)} uses "
+            f"where the first examples had {len(network.calls)}, or others"
+        )
+
+
+def check_alone(network: Network, f: Tensor, x: Examples) -> None:
+    """Raise where one of the examples has other outputs by itself."""
+    n = len(x)
+    if n < 2:
+        return
+    # somewhere, and not at the same place in every batch of another size
+    e = int(torch.randint(n, (), generator=torch.Generator().manual_seed(n)))
+    with torch.no_grad():
+        gap = output_function(network)(x[e : e + 1].map(usable))[0] - f[e]
+        size = torch.linalg.vector_norm(f, dim=1).max()
+        if torch.linalg.vector_norm(gap) > torch.finfo(f.dtype).eps ** 0.5 * size:
+            raise ValueError(depends(network.op))
+
+
+def depends(op: str) -> str:
+    """What is said of a model that looks at its batch."""
+    return (
+        f"nftk.{op}: model must give an example the same outputs in every batch, in eval mode, got outputs that depend "
+        "on the examples beside it or on chance"
+    )
+
+
+def powers_of_two(n: int, like: Tensor) -> Tensor:
+    """A weight for each of n examples, which multiplies without rounding."""
+    return torch.randint(-16, 16, (n,), generator=torch.Generator().manual_seed(n)).to(like).exp2()
+
+
+def largest(g: Tensor) -> Tensor:
+    """The largest entry of each example."""
+    return g.detach().flatten(1).abs().amax(1) if g.numel() else g.new_zeros(len(g))
+
+
+def mixes(g: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+    """Whether weights on the outputs of examples are not those of their g: it is of other examples."""
+    if len(g) != len(weighted):
+        return True
+    want, info = largest(g) * weights, torch.finfo(g.dtype)
+    # NaN is nobody's fault here; below the least normal number there is rounding
+    return bool(((weighted - want).abs() > info.eps**0.5 * want + info.tiny * 2**20).any())
 
 
 def usable(x: Tensor) -> Tensor:

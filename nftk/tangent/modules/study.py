@@ -6,15 +6,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from nftk.tangent.modules.checks import check_model
-from nftk.tangent.modules.examples import Examples, OutputFn, check_examples
+from nftk.tangent.modules.examples import Examples, OutputFn, check_examples, joined
 from nftk.tangent.modules.layout import PROBE, Layout, layout_of
-from nftk.tangent.modules.network import Held, Network, Site, backward, output_function, read, run, turned
+from nftk.tangent.modules.network import (
+    Held,
+    Network,
+    Site,
+    backward,
+    check_calls,
+    depends,
+    largest,
+    mixes,
+    output_function,
+    powers_of_two,
+    read,
+    run,
+    turned,
+)
 from nftk.tangent.modules.products import own_gradients
 from nftk.tangent.modules.recording import Use, plain_torch
 from nftk.tangent.modules.rules import Rule, block_of, rule_of, split_by_block
 from nftk.tangent.modules.whole import wanting, whole_gradients
+
+# examples that the rules are tried on, and those that are searched for so many that differ
+_PROBED, _SEARCHED = 8, 64
+_MOVED = "examples are reordered or mixed in the batch"
 
 
 def network_of(
@@ -32,8 +51,8 @@ def network_of(
         model = copy.deepcopy(model).float()
         parameters = dict(model.named_parameters())
         first, second = (None if x is None else x.map(_widened) for x in (first, second))  # type: ignore[assignment]
-    probed = next((x for x in (first, second) if x is not None and len(x)), None)
-    if probed is None:
+    probed = _probed(first, second)
+    if not len(probed):
         raise ValueError(f"nftk.{op}: x1 must have an example, from which the model is read, got none")
     bare = Network(model, output_fn, parameters, (), (), (), frozenset(), 0, 0, True, op)
     modes = [(module, module.training) for module in model.modules()]
@@ -41,6 +60,29 @@ def network_of(
         network = _study(bare, probed)
     assert all(module.training is mode for module, mode in modes)
     return network, first, second
+
+
+def _probed(first: Examples, second: Examples | None) -> Examples:
+    """Some of all examples in an order of their own, that differ where there are such."""
+    parts = [first]
+    if second is not None:
+        given = (second.tensors[name] for name in first.tensors) if first.named else second
+        parts.append(Examples(dict(zip(first.tensors, given, strict=True)), named=first.named))
+    if len({tuple(t.shape[1:] for t in x) for x in parts}) > 1:
+        # of two sizes: those of which there are more
+        parts = [max(parts, key=len)]
+    rows = [(x, i) for x in parts for i in range(len(x))]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1)).tolist()
+    kept: list[Examples] = []
+    alike: list[Examples] = []
+    for x, i in (rows[place] for place in order[:_SEARCHED]):
+        row = x[i : i + 1]
+        known = any(all(torch.equal(a, b) for a, b in zip(row, other, strict=True)) for other in kept)
+        (alike if known else kept).append(row)
+        if len(kept) == _PROBED:
+            break
+    chosen = (kept + alike)[:_PROBED]
+    return first[:0] if not chosen else joined(chosen)
 
 
 def _widened(x: Tensor) -> Tensor:
@@ -52,14 +94,16 @@ def _study(bare: Network, x: Examples) -> Network:
     three = x[[i % len(x) for i in range(PROBE)]]
     one = three[1:2]
     op, network = bare.op, bare
+    before = _chance(network)
     f, uses, size = run(network, three)
+    if any(not torch.equal(a, b) for a, b in zip(before, _chance(network), strict=True)):
+        raise ValueError(
+            f"nftk.{op}: model must draw no random numbers, in eval mode, got one that does, as active dropout would"
+        )
     network, (f, uses, size) = _expanded(network, three, (f, uses, size))
     alone, single, _ = run(network, one)
     if not _close(f[1:2], alone):
-        raise ValueError(
-            f"nftk.{op}: model must give an example the same outputs in every batch, in eval mode, got outputs that "
-            "depend on the examples beside it or on chance"
-        )
+        raise ValueError(depends(op))
     network = dataclasses.replace(
         network,
         out_features=f.shape[1],
@@ -71,12 +115,19 @@ def _study(bare: Network, x: Examples) -> Network:
         truth, direction = _truth(network, three)
     sites, reasons = _sites(network, uses, single, truth)
     sites, reasons = _checked(network, sites, reasons, three, truth, direction)
+    sites, reasons = _kept_apart(network, sites, reasons, x)
     sites += _remaining(network, reasons, truth)
     order = list(network.parameters)
     sites.sort(key=lambda site: order.index(site.parameters[0]))
     blocks = tuple(dict.fromkeys(block_of(name) for name in network.parameters))
     network = dataclasses.replace(network, sites=tuple(sites), blocks=blocks)
     return dataclasses.replace(network, mapped=_maps(network, three, truth, direction))
+
+
+def _chance(network: Network) -> list[Tensor]:
+    """State of torch's random numbers."""
+    found = [torch.get_rng_state()]
+    return [*found, torch.cuda.get_rng_state(network.device)] if network.device.type == "cuda" else found
 
 
 def _expanded(
@@ -107,7 +158,15 @@ def _truth(network: Network, x: Examples) -> tuple[dict[str, Tensor | None], Ten
     found: tuple[Tensor | None, ...] = (None,) * len(network.parameters)
     if f.requires_grad:
         total = (f * direction).sum()
-        found = torch.autograd.grad(total, list(network.parameters.values()), allow_unused=True)
+        try:
+            found = torch.autograd.grad(total, list(network.parameters.values()), allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise NotImplementedError(
+                f"nftk.{network.op}: model must be one that torch.autograd.grad goes through, got: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
     return dict(zip(network.parameters, found, strict=True)), direction
 
 
@@ -221,12 +280,17 @@ def _checked(
     truth: dict[str, Tensor | None],
     direction: Tensor,
 ) -> tuple[list[Site], dict[str, str]]:
-    """Keep the sites whose rule agrees with autograd; raise where examples reach one another."""
+    """Keep the sites whose rule agrees with autograd, and that keep examples apart."""
     f, uses, _ = run(network, x)
     edges = [edge for use in uses for edge in use.edges]
-    grads = backward((f * direction).sum(), edges, uses, keep=True)
-    first = backward((f[:1] * direction[:1]).sum(), edges, uses, keep=False)
-    largest = max([float(g.abs().max()) for g in truth.values() if g is not None], default=0.0)
+    try:
+        grads = backward((f * direction).sum(), edges, uses, keep=True)
+        first = backward((f[:1] * direction[:1]).sum(), edges, uses, keep=False)
+    except CheckpointError:
+        for site in sites:
+            reasons.update(dict.fromkeys(site.parameters, "torch.utils.checkpoint runs it again"))
+        return [], reasons
+    most = max([float(g.abs().max()) for g in truth.values() if g is not None], default=0.0)
     kept = []
     for site in sites:
         try:
@@ -237,17 +301,43 @@ def _checked(
             reasons.update(dict.fromkeys(site.parameters, f"{site.rule.what}: {str(error).splitlines()[0]}"))  # type: ignore[union-attr]
             continue
         if apart[1:].any():
-            raise ValueError(
-                f"nftk.{network.op}: model must treat every example by itself, got outputs of one that depend on "
-                f"{site.parameters[0]} at another"
-            )
+            reasons.update(dict.fromkeys(site.parameters, _MOVED))
+            continue
         want = torch.cat([_flat(truth[n], network.parameters[n]) for n in site.parameters])
         gap = float(torch.linalg.vector_norm(own.sum(0) - _ordered(want, sized, network)))
         eps = torch.finfo(network.dtype).eps
-        if gap <= eps**0.5 * float(torch.linalg.vector_norm(want)) + 16 * eps * largest:
+        if gap <= eps**0.5 * float(torch.linalg.vector_norm(want)) + 16 * eps * most:
             kept.append(sized)
         else:
             reasons.update(dict.fromkeys(site.parameters, "it has more uses than torch functions show"))
+    return kept, reasons
+
+
+def _kept_apart(
+    network: Network, sites: list[Site], reasons: dict[str, str], x: Examples
+) -> tuple[list[Site], dict[str, str]]:
+    """Keep the sites at which more examples are in their places too."""
+    if not sites:
+        return sites, reasons
+    f, uses, _ = run(network, x)
+    check_calls(network, uses)
+    edges = [edge for use in uses for edge in use.edges]
+    weights = powers_of_two(len(x), f)
+    direction = torch.randn(f.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(f)
+    grads = backward((f * direction).sum(), edges, uses, keep=True)
+    weighted = backward((f * direction * weights[:, None]).sum(), edges, uses, keep=False)
+    kept = []
+    for site in sites:
+        try:
+            a = read(site, uses) if site.factored else None
+            g, other = (turned(site, uses, found) for found in (grads, weighted))
+            apart = len(g) == len(x) and (a is None or len(a) == len(x)) and not mixes(g, largest(other), weights)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            apart = False
+        if apart:
+            kept.append(site)
+        else:
+            reasons.update(dict.fromkeys(site.parameters, _MOVED))
     return kept, reasons
 
 
