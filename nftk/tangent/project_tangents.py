@@ -70,8 +70,9 @@ def project_tangents(
         nonzeros: Of ``"sjlt"``.
         out: A folder to write to, mapped, with a header; where it was begun with the same network, inputs and settings
             it is finished, to the same bits. None: in memory.
-        memory_budget: Bytes for what is held of examples at a time; None for half of what is free. At most 512
-            examples are, and an upper bound of 16 MiB of float32 is added for pieces.
+        memory_budget: Bytes for what is held of examples at a time and for pieces; None for half of what is free. At
+            most 512 examples are held. Pieces take at most 16 MiB of float32; with ``per="module"`` and ``"model"``
+            48 MiB; twice that in float64.
         backend: Of the projection.
         progress: True for a line on standard error; or a function of the examples done and all of them.
         output_fn: Takes what the model returns to the outputs ``(n, d)``, as there.
