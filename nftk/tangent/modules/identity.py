@@ -25,7 +25,8 @@ class Identity:
 
     def of_module(self, model: nn.Module) -> list[object]:
         """Plain attributes of a module and those in it, and buffers that its state leaves out."""
-        known, told = set(model.state_dict()), []
+        known = set(model.state_dict())
+        told: list[object] = []
         for name, buffer in model.named_buffers():
             if name not in known:
                 self._add(buffer)
