@@ -663,7 +663,7 @@ def refusals():
                        "model must be in eval mode, got BatchNorm1d"),
         "dropout": (nn.Sequential(conv, nn.Dropout()), image, ValueError, "model must be in eval mode, got Dropout"),
         "batch": (Centred(), x, ValueError, "model must give an example the same outputs in every batch"),
-        "chance": (Noisy(), x, ValueError, "depend on the examples beside it or on chance"),
+        "chance": (Noisy(), x, ValueError, "model must draw no random numbers, in eval mode"),
         "table": (table, tokens(4, 5), NotImplementedError, "an embedding must be without max_norm"),
         "nan": (broken, image, ValueError, "parameters of model must be finite, got NaN or infinity in 0.weight"),
         "dtypes": (mixed, image, ValueError, "must share one floating dtype and device"),
