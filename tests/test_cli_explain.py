@@ -53,7 +53,10 @@ def test_explanation(run):
     assert told["label"] == str(int(split.y_test[7]))
     for row in told["supporters"]:
         assert row["label"] == str(int(split.y_train[row["example"]]))
-    assert (run / "explain_7.png").read_bytes().startswith(b"\x89PNG")
+    others = [name for name in map(str, range(10)) if name != told["explained_class"]]
+    assert call("explain", run, "--index", 7, "--class", others[0], *LIMIT).exit_code == 0
+    assert (run / f"explain_7_class_{others[0]}.png").exists()
+    assert (run / f"explain_7_class_{told['explained_class']}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_surrogate_is_fitted_once(run, monkeypatch):
@@ -67,9 +70,78 @@ def test_the_surrogate_is_fitted_once(run, monkeypatch):
         raise call("explain", run, "--seed", 1, *LIMIT).exception
 
 
+def test_surrogates_of_other_settings_stay(run, monkeypatch):
+    for settings in (LIMIT, ("--limit", 140), ("--limit", 140, "--seed", 1)):
+        assert call("explain", run, "--json", *settings).exit_code == 0
+    assert {path.name for path in run.glob("surrogate*")} >= {
+        f"surrogate_{name}.safetensors" for name in ("150_0", "140_0", "140_1")
+    }
+    monkeypatch.setattr("nftk.surrogate.KernelSurrogate.fit", lambda *_: pytest.fail("fitted again"))
+    for settings in (LIMIT, ("--limit", 140), ("--limit", 140, "--seed", 1)):
+        assert call("explain", run, "--json", *settings).exit_code == 0
+
+
+@pytest.mark.parametrize("layers", [2, 5, 24])
+def test_tables_fit_a_narrow_terminal(layers, monkeypatch, capsys):
+    from nftk.cli.explain import show
+
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"readout {i + 1}" for i in range(layers)]
+    said = {name: -0.0123 * (i + 1) for i, name in enumerate(names)}
+    row = {"example": 51234, "label": "Ankle boot of leather", "score": -0.123, "by_layer": said}
+    show({
+        "index": 7, "data": "fashion_mnist", "label": "Ankle boot", "explained_class": "Ankle boot", "output": 1.0,
+        "intercept": 0.1, "picture": "a.png", "supporters": [row], "opposers": [row],
+        "prediction": dict.fromkeys(("network", "surrogate"), {"class": "Ankle boot", "probability": 0.9}),
+        "surrogate": {"agreement": 0.9, "compared": 200, "tau": 0.9, "training_examples": 1000},
+        "layers": {name: {"for": 0.0, "against": value} for name, value in said.items()},
+    })  # fmt: skip
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    table = shown[shown.index("Training examples") :]
+    # of the rows and of the sum; the label's own end alone is cut
+    assert table.count("…") == 2 * table.count("speaks")
+    for i, value in enumerate(said.values()):
+        assert table.count(f" {value:+.2g}") >= 3, i
+    if layers > 2:
+        assert f"1 to {layers} are readout 1 to readout {layers}" in " ".join(table.split())
+    headings = [line.split()[4:] for line in table.splitlines() if "speaks" in line]
+    assert sum(headings, []) == [str(i + 1) for i in range(layers)]
+
+
+def test_a_seed_counts_where_the_limit_does_not(tmp_path):
+    from nftk.cli.explain import _surrogate
+    from nftk.cli.progress import Progress
+    from nftk.cli.runs import load_run
+
+    done = call("train", "--data", _blobs(tmp_path), "--out", tmp_path / "r", "--depth", 2, "--width", 8, "--json")
+    assert done.exit_code == 0, done.stderr
+    trained = load_run(tmp_path / "r", None, None)
+    seeds = []
+
+    def fit(self, k, p):
+        seeds.append(self.seed)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nftk.surrogate.KernelSurrogate.fit", fit)
+        for seed in (3, 4):
+            with pytest.raises(KeyboardInterrupt):
+                _surrogate(trained, 1000, seed, Progress(quiet=True))
+    assert seeds == [3, 4]
+    _surrogate(trained, 1000, 3, Progress(quiet=True))
+    made = tmp_path / "r" / "surrogate_90_3.safetensors"
+    # even under the other's name it is not taken for it
+    made.rename(tmp_path / "r" / "surrogate_90_4.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nftk.surrogate.KernelSurrogate.fit", fit)
+        with pytest.raises(KeyboardInterrupt):
+            _surrogate(trained, 1000, 4, Progress(quiet=True))
+
+
 def test_a_damaged_surrogate_is_fitted_anew(run):
     assert call("explain", run, *LIMIT, "--json").exit_code == 0
-    (run / "surrogate.safetensors").write_bytes(b"nothing")
+    (run / "surrogate_150_0.safetensors").write_bytes(b"nothing")
     done = call("explain", run, *LIMIT)
     assert done.exit_code == 0
     assert "fitting a surrogate to 150 training examples" in done.stderr
@@ -80,8 +152,8 @@ def test_tables_class_and_picture(run, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert "class 8: " in done.stdout
     assert "network says" in done.stdout
-    assert "readout 2" in done.stdout
-    assert done.stdout.count("│ against") == 4
+    assert "1 is readout 1, 2 is readout 2" in done.stdout
+    assert sum(line.strip().startswith("against ") for line in done.stdout.splitlines()) == 4
     assert (tmp_path / "a.png").stat().st_size > 1000
     again = call("explain", run, "--out", tmp_path / "a.png", *LIMIT)
     assert again.exit_code == 2
@@ -89,13 +161,18 @@ def test_tables_class_and_picture(run, tmp_path):
     assert call("explain", run, "--out", tmp_path / "a.png", "--overwrite", *LIMIT).exit_code == 0
 
 
-def test_data_without_pictures(tmp_path):
+def _blobs(folder):
     import numpy as np
 
     random = np.random.default_rng(0)
     y = random.integers(0, 3, 120)
     x = random.normal(size=(120, 6)) + 3 * np.eye(3)[y] @ random.normal(size=(3, 6))
-    np.savez(tmp_path / "blobs.npz", x_train=x[:90], y_train=y[:90], x_test=x[90:], y_test=y[90:])
+    np.savez(folder / "blobs.npz", x_train=x[:90], y_train=y[:90], x_test=x[90:], y_test=y[90:])
+    return folder / "blobs.npz"
+
+
+def test_data_without_pictures(tmp_path):
+    _blobs(tmp_path)
     made = call(
         "train", "--data", tmp_path / "blobs.npz", "--out", tmp_path / "r", "--depth", 2, "--width", 8, "--json"
     )
@@ -103,11 +180,12 @@ def test_data_without_pictures(tmp_path):
     done = call("explain", tmp_path / "r", "--index", 1, "--top", 200, "--json")
     assert done.exit_code == 0, done.stderr
     assert len(json.loads(done.stdout)["supporters"]) < 90
-    assert (tmp_path / "r" / "explain_1.png").exists()
+    assert list((tmp_path / "r").glob("explain_1_class_?.png"))
+    assert list((tmp_path / "r").glob("surrogate_*.safetensors"))
     # a new run in the folder leaves no picture of the one before
     call("train", "--data", tmp_path / "blobs.npz", "--out", tmp_path / "r", "--epochs", 1, "--overwrite", "--json")
     assert not list((tmp_path / "r").glob("explain_*.png"))
-    assert not (tmp_path / "r" / "surrogate.safetensors").exists()
+    assert not list((tmp_path / "r").glob("surrogate_*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +195,7 @@ def test_data_without_pictures(tmp_path):
         (("--index", -1), "--index must be from 0 to 449"),
         (("--top", 0), "--top must be at least 1, got 0"),
         (("--limit", 0), "--limit must be at least 1, got 0"),
+        (("--limit", 2), "--limit must take training examples enough to hold some out, at least three"),
         (("--seed", -1), "--seed must be at least 0"),
         (("--class", "ten"), "--class must be one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, or a number below 10, got 'ten'"),
         (("--out", "/nowhere/a.png"), "--out must be a file in a folder that exists, got /nowhere/a.png"),
@@ -140,12 +219,13 @@ def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    (run / "surrogate.safetensors").unlink(missing_ok=True)
+    for path in run.glob("surrogate_*"):
+        path.unlink()
     monkeypatch.setattr("nftk.surrogate.KernelSurrogate.fit", interrupt)
     done = call("explain", run, *LIMIT)
     assert done.exit_code == 130
     assert done.stderr.splitlines()[-1].startswith("nftk: interrupted; nothing is saved before the surrogate is fitted")
-    assert not (run / "surrogate.safetensors").exists()
+    assert not list(run.glob("surrogate_*"))
 
 
 def test_explain_in_python():

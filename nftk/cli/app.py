@@ -227,7 +227,7 @@ def explain(
     top: Annotated[int, typer.Option(help="How many training examples for and against.")] = 5,
     limit: Annotated[int, typer.Option(help="Fit the surrogate to so many training examples, drawn by --seed.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of --limit and of the examples that choose the penalty.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="The picture; default explain_INDEX.png in the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The picture; default explain_INDEX_class_N.png in the run.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
     as_json: Json = False,
 ) -> None:

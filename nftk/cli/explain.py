@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,9 +22,14 @@ from nftk.cli.settings import SettingsError
 from nftk.cli.train import InterruptedRun
 from nftk.regression.solve import KernelWarning
 
-CACHE = "surrogate.safetensors"
+# of the run: by the number of training examples and the seed
+CACHE = "surrogate_{count}_{seed}.safetensors"
 # test examples on which the surrogate is compared with the network
 COMPARED = 200
+# characters of a label that a table shows
+LABEL = 12
+# share of training examples that choose the penalty
+HELD = 0.2
 # penalties to choose from, as shares of the kernel's mean diagonal: soft targets want little
 SHARES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -93,7 +99,8 @@ def explain(
         )
     }
     folder = run.parent if run.is_file() else run
-    picture = folder / f"explain_{index}.png" if out is None else out
+    # by the class's number: a name may be no file's
+    picture = folder / f"explain_{index}_class_{found.class_}.png" if out is None else out
     result = {
         "index": index,
         "data": trained.data.name,
@@ -136,19 +143,45 @@ def show(result: dict[str, Any]) -> None:
     ):
         head.add_row(Text(name), Text(str(value), overflow="fold"))
     console.print(head)
-    table = Table(title="Training examples", title_justify="left")
     names = list(result["layers"])
-    for name in ("speaks", "example", "label", "score", *names):
-        table.add_column(Text(name), justify="left" if name in ("speaks", "label") else "right")
+    # layers by their numbers, which leave room for what they say
+    rows = [["speaks", "example", "label", "score", *(str(i + 1) for i in range(len(names)))]]
     for side, word in (("supporters", "for"), ("opposers", "against")):
         for row in result[side]:
-            cells = [word, str(row["example"]), row["label"], f"{row['score']:+.3g}"]
-            table.add_row(*map(Text, [*cells, *(f"{row['by_layer'][name]:+.2g}" for name in names)]))
+            label = row["label"] if len(row["label"]) <= LABEL else row["label"][: LABEL - 1] + "…"
+            cells = [word, str(row["example"]), label, f"{row['score']:+.3g}"]
+            rows.append([*cells, *(f"{row['by_layer'][name]:+.2g}" for name in names)])
     for word in ("for", "against"):
         total = sum(layer[word] for layer in result["layers"].values())
-        cells = [word, "all", "", f"{total:+.3g}", *(f"{result['layers'][name][word]:+.2g}" for name in names)]
-        table.add_row(*map(Text, cells))
-    console.print(table)
+        rows.append([word, "all", "", f"{total:+.3g}", *(f"{result['layers'][name][word]:+.2g}" for name in names)])
+    console.print(Text("\nTraining examples, and what each says by layer: " + _numbered(names), style="italic"))
+    for columns in _pieces(rows, console.width):
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+        for name in (rows[0][i] for i in columns):
+            table.add_column(Text(name), justify="left" if name in ("speaks", "label") else "right", no_wrap=True)
+        for cells in rows[1:]:
+            table.add_row(*(Text(cells[i]) for i in columns))
+        console.print(table)
+
+
+def _numbered(names: list[str]) -> str:
+    """Which number is which layer; of readouts in turn the first and the last."""
+    if len(names) > 2 and names == [f"readout {i + 1}" for i in range(len(names))]:
+        return f"1 to {len(names)} are readout 1 to readout {len(names)}"
+    return ", ".join(f"{i + 1} is {name}" for i, name in enumerate(names))
+
+
+def _pieces(rows: list[list[str]], width: int) -> list[list[int]]:
+    """Columns of each table: what begins a row, and as many layers as a line of the terminal has room for."""
+    # a column and the space before it
+    sizes = [max(map(len, column)) + 1 for column in zip(*rows, strict=True)]
+    lead = list(range(4))
+    found = [lead.copy()]
+    for i in range(4, len(sizes)):
+        if len(found[-1]) > 4 and sum(sizes[j] for j in [*found[-1], i]) + 1 > width:
+            found.append(lead.copy())
+        found[-1].append(i)
+    return found
 
 
 def _class(given: str | None, names: list[str]) -> int | None:
@@ -168,9 +201,10 @@ def _surrogate(
     trained: TrainedRun, limit: int, seed: int, progress: Progress
 ) -> tuple[nftk.surrogate.KernelSurrogate, Tensor, dict[str, Any]]:
     """The surrogate of the network, from the run's folder where it is of this network and these data."""
+    from nftk.surrogate.penalty import held_out
     from nftk.surrogate.surrogate_file import load, save
 
-    y, path = trained.data.y_train, trained.file.parent / CACHE
+    y = trained.data.y_train
     kept = torch.arange(len(y))
     if limit < len(y):
         kept = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
@@ -178,24 +212,36 @@ def _surrogate(
     digest = hashlib.sha256(trained.file.read_bytes())
     digest.update(x.numpy().tobytes())
     digest.update(trained.inputs("test")[:COMPARED].numpy().tobytes())
-    fingerprint = digest.hexdigest()
+    # it says which examples choose the penalty, where it does not say which are kept
+    digest.update(str(seed).encode())
+    fingerprint, path = digest.hexdigest(), trained.file.parent / CACHE.format(count=len(x), seed=seed)
     stored = load(path)
     if stored is not None and stored[1].get("of") == fingerprint:
         return stored[0], kept, stored[1]["told"]
-    progress.line(f"nftk explain: fitting a surrogate to {len(x)} training examples, once for this run")
+    x_test, y_test = trained.inputs("test")[:COMPARED], trained.data.y_test[:COMPARED]
+    with torch.no_grad():
+        p, p_test = (trained.model(part).double().softmax(1) for part in (x, x_test))
+    if not len(held_out(p.argmax(1), HELD, seed)[1]):
+        raise SettingsError(
+            "nftk: --limit must take training examples enough to hold some out, at least three that the network gives "
+            f"one class, got {limit} of {len(y)}"
+        )
+    progress.line(f"nftk explain: fitting a surrogate to {len(x)} training examples, once for these settings")
     omega = trained.model.omega.detach().double()
     k = nftk.empirical_ntk(trained.model, x, reduction="trace")
     # the kernel of the weighted readouts: Omega enters squared; terms between layers are left out
     weights = omega.square().mean(0)
     mean = float((weights * k.diagonal().double().mean(1)).sum())
-    x_test, y_test = trained.inputs("test")[:COMPARED], trained.data.y_test[:COMPARED]
-    with torch.no_grad():
-        p, p_test = (trained.model(part).double().softmax(1) for part in (x, x_test))
     with warnings.catch_warnings():
         # of a penalty at the end of the grid; how good the surrogate is, is told
         warnings.simplefilter("ignore", KernelWarning)
         surrogate = nftk.surrogate.KernelSurrogate(
-            target="probabilities", weights=weights, penalties=[mean * s for s in SHARES], seed=seed, tolerance=1e-6
+            target="probabilities",
+            weights=weights,
+            penalties=[mean * s for s in SHARES],
+            validation=HELD,
+            seed=seed,
+            tolerance=1e-6,
         ).fit(k, p)
     said = surrogate.predict_proba(nftk.empirical_ntk(trained.model, x_test, x, reduction="trace"))
     told = {

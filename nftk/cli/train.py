@@ -37,7 +37,6 @@ FILES = (
     "omega.png",
     "report.html",
     "summary.json",
-    "surrogate.safetensors",
 )
 
 
@@ -155,8 +154,8 @@ def _prepare(out: Path, settings: Settings, *, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
-    for picture in out.glob("explain_*.png"):
-        picture.unlink()
+    for made in (*out.glob("explain_*.png"), *out.glob("surrogate_*.safetensors")):
+        made.unlink()
     write_text(out / "config.json", settings.to_json())
 
 
