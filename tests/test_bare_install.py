@@ -10,7 +10,7 @@ CODE = """
 import sys
 for name in ("scipy", "matplotlib", "sklearn"):
     sys.modules[name] = None
-import torch, nftk
+import torch, nftk, nftk.attribution
 model, x = nftk.NFTKMLP(4, [8] * 3, 2), torch.randn(9, 4)
 y = torch.zeros(9, dtype=torch.int64)
 for kind in ("omega", "contribution", "ablation"):

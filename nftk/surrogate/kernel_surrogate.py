@@ -15,6 +15,7 @@ from nftk.regression.gram import weighted
 from nftk.regression.kernel_ridge import KernelRidge
 from nftk.regression.solve import KernelWarning
 from nftk.surrogate.penalty import GRID, Choice, choose, held_out
+from nftk.surrogate.solver import Solution
 from nftk.tangent.layer_kernels import LayerKernels
 from nftk.tangent.targets import as_array, as_numbers
 
@@ -253,7 +254,7 @@ class KernelSurrogate(Estimator):
 
             places, classes = target.argmax(1), target.shape[1]
             return support_vectors(k, places, classes, self.penalty_, max(self.tolerance, LIBSVM), self.seed)
-        from nftk.surrogate.multinomial import Multinomial, Solution
+        from nftk.surrogate.multinomial import Multinomial
 
         if self.estimator == "logistic":
             problem = Multinomial("KernelSurrogate", k, target)
@@ -290,7 +291,7 @@ class KernelSurrogate(Estimator):
 
             loss = errors
         else:
-            from nftk.surrogate.multinomial import Multinomial, Solution
+            from nftk.surrogate.multinomial import Multinomial
 
             problem = Multinomial("KernelSurrogate", inner, inner_target)
             near: Solution | None = None

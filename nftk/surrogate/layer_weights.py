@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nftk.regression.gram import weighted
-from nftk.surrogate.multinomial import Solution
+from nftk.surrogate.solver import Solution
 
 Fit = Callable[[Tensor, Solution | None], Solution]
 # a lower objective is lower by more than this share of it

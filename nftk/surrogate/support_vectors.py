@@ -6,7 +6,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from nftk.regression.solve import MOST_JITTER
-from nftk.surrogate.multinomial import Solution, check_definite, unit_of
+from nftk.surrogate.solver import Solution, check_definite, unit_of
 
 
 def support_vectors(k: Tensor, places: Tensor, classes: int, penalty: float, tolerance: float, seed: int) -> Solution:
