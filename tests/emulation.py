@@ -139,7 +139,7 @@ class Grid:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=300)
             assert not thread.is_alive(), "a program still waits for others"
         if errors:
             raise errors[0]
