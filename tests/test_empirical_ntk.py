@@ -270,7 +270,7 @@ def test_combine_of_the_blocks_leaves_out_cross_terms():
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("per", ["layer", "module", "model"])
 @pytest.mark.parametrize("symmetric", [False, True], ids=["rectangular", "symmetric"])
-def test_the_budget_does_not_matter(reduction, per, symmetric):
+def test_the_budget_does_not_matter(monkeypatch, reduction, per, symmetric):
     for table in ("_TILE", "_TILE_TRACE"):
         monkeypatch.setattr(tangent_gram_torch, table, {"cpu": (4, 4)})
     model = make_model("relu")
