@@ -1,0 +1,28 @@
+"""What the mended interpreter of tests/emulation.py promises the tests that use it."""
+
+import torch
+from triton.runtime import interpreter
+
+from nftk.ops import readout
+
+
+def test_programs_that_run_together_rewrite_their_functions_one_at_a_time(grid, monkeypatch):
+    """Python's parser is no good in two threads at once (3.11: SystemError, AST constructor recursion depth)."""
+    grid.order = "together"
+    inside, most = 0, 0
+    rewrite_ast = interpreter.FunctionRewriter.rewrite_ast
+
+    def watched(self):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        found = rewrite_ast(self)
+        inside -= 1
+        return found
+
+    monkeypatch.setattr(interpreter.FunctionRewriter, "rewrite_ast", watched)
+    monkeypatch.setattr(interpreter.InterpretedFunction, "rewritten_fn", {})
+    states = [torch.randn(200, 20) for _ in range(3)]
+    readout(states, torch.randn(4, 60), torch.rand(4, 3), backend="triton")
+    assert grid.launches
+    assert most == 1
