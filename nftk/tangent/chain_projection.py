@@ -1,19 +1,15 @@
 """Projected tangents of a chain of linear layers, without a gradient over parameters in memory."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from nftk.ops.precision import full_precision
-from nftk.ops.project import project
 from nftk.tangent.chain import Chain
-from nftk.tangent.projected_tangents import factors
+from nftk.tangent.tangent_projection import PIECE, TangentProjection
 from nftk.tangent.walk import Tangents, tangents
-
-# numbers of one piece of P h, rows of a weight at a time
-PIECE = 1 << 22
 
 
 @dataclasses.dataclass
@@ -25,7 +21,7 @@ class _Term:
     base: int
 
 
-class ChainProjection:
+class ChainProjection(TangentProjection):
     """Which columns belong to which parameters, and the features of some examples."""
 
     order = "rows"
@@ -34,40 +30,27 @@ class ChainProjection:
     def __init__(
         self, chain: Chain, per: str, kind: str, summed: bool, k: int, seed: int, nonzeros: int, backend: str
     ) -> None:
-        self.chain, self.kind, self.summed, self.k = chain, kind, summed, k
-        self.per_layer = per == "layer"
-        self.k1, self.k2 = factors(k)
-        self._how: dict[str, Any] = {
-            "seed": seed, "kind": "rademacher" if kind == "kronecker" else kind, "nonzeros": min(nonzeros, k),
-            "backend": backend,
-        }  # fmt: skip
+        self.chain, self.summed, self.per_layer = chain, summed, per == "layer"
+        has_output_bias = chain.output_bias and not self.per_layer
+        names = [r.name for r in chain.readouts]
+        if not self.per_layer:
+            names = [*(layer.name for layer in chain.layers), chain.readout_name]
+            names += ["output_bias"] if has_output_bias else []
+        self._places = [0 if per == "model" else i for i in range(len(names))]
+        outputs = 1 if summed else chain.out_features
+        super().__init__(["model"] if per == "model" else names, outputs, k, kind, seed, nonzeros, backend)
+
         self.columns, widths, d = 0, chain.widths, chain.out_features
         self.layers = [
             self._term(widths[i + 1], widths[i] + (layer.bias is not None)) for i, layer in enumerate(chain.layers)
         ]
         self.readouts = [self._term(d, widths[r.layer] + r.bias) for r in chain.readouts]
-        self.output_bias = self._term(d, 1) if chain.output_bias and not self.per_layer else None
-        names = [r.name for r in chain.readouts]
-        if not self.per_layer:
-            names = [*(layer.name for layer in chain.layers), chain.readout_name]
-            names += ["output_bias"] if self.output_bias else []
-        self._places = [0 if per == "model" else i for i in range(len(names))]
-        self.names = ("model",) if per == "model" else tuple(names)
+        self.output_bias = self._term(d, 1) if has_output_bias else None
 
     def _term(self, rows: int, size: int) -> _Term:
         term = _Term(rows, size, self.columns)
         self.columns += rows + size if self.kind == "kronecker" else rows * size
         return term
-
-    @property
-    def outputs(self) -> int:
-        """C."""
-        return 1 if self.summed else self.chain.out_features
-
-    def shapes(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the features and the self-kernels of n examples."""
-        lead = (len(self.names), n, self.outputs)
-        return (*lead, self.k), (*lead, self.outputs)
 
     def entries(self) -> int:
         """Numbers of an example that are held at once, at most; a piece beside them."""
@@ -145,12 +128,9 @@ class ChainProjection:
             else:
                 features[place, :, first:stop] += scaled.transpose(0, 1)
 
-    def _pieces(self, h: Tensor, term: _Term) -> Any:
+    def _pieces(self, h: Tensor, term: _Term) -> Iterator[tuple[int, int, Tensor]]:
         """Yield (first row, last, P's columns of these rows times h)."""
         many = max(1, PIECE // max(len(h) * self.k, 1))
         for first in range(0, term.rows, many):
             stop = min(first + many, term.rows)
             yield first, stop, self._project(h, self.k, term.base + first * term.size, blocks=stop - first)
-
-    def _project(self, x: Tensor, k: int, offset: int, blocks: int | None = None) -> Tensor:
-        return project(x, k, offset=offset, blocks=blocks, **self._how)

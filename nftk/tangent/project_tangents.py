@@ -13,7 +13,7 @@ from nftk._checks import check_choice
 from nftk._dispatch import resolve
 from nftk.ops.project import SUPPORTED, checked_matrix
 from nftk.tangent.chain import Chain
-from nftk.tangent.chain_projection import PIECE, ChainProjection
+from nftk.tangent.chain_projection import ChainProjection
 from nftk.tangent.choose_k import KINDS
 from nftk.tangent.feature_file import FeatureFile, held
 from nftk.tangent.modules.examples import Examples, OutputFn
@@ -23,6 +23,7 @@ from nftk.tangent.plan import check_budget
 from nftk.tangent.progress import Line
 from nftk.tangent.projected_tangents import ProjectedTangents, factors
 from nftk.tangent.request import detached, prepare
+from nftk.tangent.tangent_projection import PIECE
 
 _OP = "tangent.project_tangents"
 # examples at a time: P is made anew for every so many

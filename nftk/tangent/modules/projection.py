@@ -6,23 +6,18 @@ kind "kronecker" a linear map has rows + inputs columns instead, for the two fac
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nftk.ops.precision import full_precision
-from nftk.ops.project import project
 from nftk.tangent.modules.examples import Examples
 from nftk.tangent.modules.network import Held, Network, Site
 from nftk.tangent.modules.products import own_gradients
-from nftk.tangent.projected_tangents import factors
-
-# numbers of a piece of gradients, or of P's columns times an input
-PIECE = 1 << 22
+from nftk.tangent.tangent_projection import PIECE, TangentProjection
 
 
-class ModuleProjection:
+class ModuleProjection(TangentProjection):
     """Which columns belong to which parameters, and the features of some examples."""
 
     order = "parameters"
@@ -31,13 +26,9 @@ class ModuleProjection:
     def __init__(
         self, network: Network, per: str, kind: str, summed: bool, k: int, seed: int, nonzeros: int, backend: str
     ) -> None:
-        self.network, self.kind, self.summed, self.k = network, kind, summed, k
-        self.k1, self.k2 = factors(k)
-        self._how: dict[str, Any] = {
-            "seed": seed, "kind": "rademacher" if kind == "kronecker" else kind, "nonzeros": min(nonzeros, k),
-            "backend": backend,
-        }  # fmt: skip
-        self.names = ("model",) if per == "model" else network.blocks
+        self.network, self.summed = network, summed
+        names, outputs = ("model",) if per == "model" else network.blocks, 1 if summed else network.out_features
+        super().__init__(names, outputs, k, kind, seed, nonzeros, backend)
         self._places = {site: 0 if per == "model" else network.blocks.index(site.block) for site in network.sites}
         if kind == "kronecker":
             _check_linear(network)
@@ -50,16 +41,6 @@ class ModuleProjection:
                 self.columns += parameter.numel()
             elif name in sites:
                 self.columns += sites[name].outputs + sites[name].columns
-
-    @property
-    def outputs(self) -> int:
-        """C."""
-        return 1 if self.summed else self.network.out_features
-
-    def shapes(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the features and the self-kernels of n examples."""
-        lead = (len(self.names), n, self.outputs)
-        return (*lead, self.k), (*lead, self.outputs)
 
     def entries(self) -> int:
         """Numbers of an example that are held at once, at most; a piece beside them."""
@@ -157,9 +138,6 @@ class ModuleProjection:
         right = self._project(a, self.k2, base + site.outputs)  # [n, s, k2]
         found = left.flatten(2).mT @ right  # [n, C k1, k2]
         arrays[0].add_(found.view(arrays[0].shape))
-
-    def _project(self, x: Tensor, k: int, offset: int, blocks: int | None = None) -> Tensor:
-        return project(x, k, offset=offset, blocks=blocks, **self._how)
 
 
 def _check_linear(network: Network) -> None:
