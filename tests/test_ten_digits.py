@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
+from stripes import stripes
 
 import nftk
-from nftk.data import DataSplit
 from nftk.experiments import mnist_cnn, ten_digits
 from nftk.experiments.networks import Place
 from nftk.experiments.record import Request
@@ -18,12 +18,7 @@ pytest.importorskip("scipy", reason="needs scipy for the surrogate")
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Noisy stripes of ten phases in place of the digits, and fewer of everything."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(240) % 10
-    stripes = torch.stack([(torch.arange(784) // 28 % 10 == digit).float() for digit in range(10)])
-    x = (0.8 * torch.rand(240, 784, generator=generator) + 0.2 * stripes[y]).clamp(0, 1)
-    split = DataSplit(x[:160], y[:160], x[160:], y[160:], class_names=tuple("0123456789"), name="stripes")
-    monkeypatch.setattr(mnist_cnn, "load_data", lambda *_: split)
+    monkeypatch.setattr(mnist_cnn, "load_data", lambda *_: stripes(240, 10, 160))
     draw = functools.partial(mnist_cnn.digits, train=100, test=60)
     monkeypatch.setattr(ten_digits, "digits", lambda place, *_: draw(place))
     monkeypatch.setattr(ten_digits, "EXAMPLES", 60)

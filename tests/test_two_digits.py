@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from stripes import stripes
 from torch.nn import functional as F
 
 import nftk
-from nftk.data import DataSplit
 from nftk.experiments import two_digits
 from nftk.experiments.networks import Place
 from nftk.experiments.record import Request
@@ -19,13 +19,7 @@ pytest.importorskip("sklearn", reason="needs scikit-learn for the paper's surrog
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Noisy stripes in place of MNIST, and digits that the experiment must leave out."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(600) % 3
-    stripes = torch.stack([(torch.arange(784) // 28 % 3 == digit).float() for digit in range(3)])
-    x = (0.8 * torch.rand(600, 784, generator=generator) + 0.2 * stripes[y]).clamp(0, 1)
-    names = tuple("012")
-    split = DataSplit(x[:450], y[:450], x[450:], y[450:], class_names=names, name="stripes")
-    monkeypatch.setattr(two_digits, "load_data", lambda *_: split)
+    monkeypatch.setattr(two_digits, "load_data", lambda *_: stripes(600, 3, 450))
     monkeypatch.setattr(two_digits, "EPOCHS", 2)
     return Place(tmp_path / "runs")
 
