@@ -48,7 +48,8 @@ def _stand_ins(monkeypatch):
     for depth in (1, 2):
         monkeypatch.setitem(settings.PAPER, ("imdb", depth), (None, None))
     monkeypatch.setattr(sparsity, "DEPTH", 3)
-    monkeypatch.setattr(sparsity, "FORM_DEPTH", 3)
+    monkeypatch.setattr(sparsity, "FORM_DEPTHS", (2, 3))
+    monkeypatch.setattr(sparsity, "SET_SEEDS", 1)
     monkeypatch.setattr(stability, "EXAMPLES", 120)
     monkeypatch.setattr(stability, "REFIT_EXAMPLES", 40)
     for part in ("EPOCHS", "HELD_OUT"):
@@ -294,15 +295,18 @@ def test_sparsity_tells_zeros_of_the_start_from_zeros_that_are_earned(place, mon
     monkeypatch.setattr(sparsity, "PRICES", (0.0, 0.5, 20.0))
     request = Request(place, seeds=2, say=lines()[1])
     record = sparsity.run(request)
-    by_form = {entry["form"][:3]: entry for entry in record.found["starts"]}
-    assert by_form["(a)"]["start"] == [0, 0]
-    assert all(0.2 < share < 0.8 for share in by_form["(c)"]["start"])
-    assert by_form["(c)"]["start"] == by_form["(b)"]["start"], "the same draw"
-    ends, starts = by_form["(c)"]["end"], by_form["(c)"]["start"]
-    assert all(end >= start for end, start in zip(ends, starts, strict=True))
-    assert max(by_form["(b)"]["end"]) < min(by_form["(c)"]["start"])
-    # none of the zeros of (c) opens again: those at the start are so many of those at the end
-    assert by_form["(c)"]["from_start"] == pytest.approx([s / e for s, e in zip(starts, ends, strict=True)])
+    for depth in (2, 3):
+        by_form = {entry["form"][:3]: entry for entry in record.found["starts"] if entry["depth"] == depth}
+        assert by_form["(a)"]["start"] == [0, 0]
+        assert all(0.2 < share < 0.8 for share in by_form["(c)"]["start"])
+        assert by_form["(c)"]["start"] == by_form["(b)"]["start"], "the same draw"
+        ends, starts = by_form["(c)"]["end"], by_form["(c)"]["start"]
+        assert all(end >= start for end, start in zip(ends, starts, strict=True))
+        assert max(by_form["(b)"]["end"]) < min(by_form["(c)"]["start"])
+        # none of the zeros of (c) opens again: those at the start are so many of those at the end
+        assert by_form["(c)"]["from_start"] == pytest.approx([s / e for s, e in zip(starts, ends, strict=True)])
+        zero = (load(settings.row("mnist", depth, **sparsity.FORMS[by_form["(b)"]["form"]]), place).omega == 0).sum()
+        assert by_form["(b)"]["end"][0] == pytest.approx(int(zero) / (10 * depth))
     points = {(point["kind"], point["name"]): point for point in record.found["points"]}
     assert points["l1", "0"]["zeros_share"] == 0
     assert points["l1", "20"]["zeros_share"] == 1

@@ -30,9 +30,9 @@ STAGE_EPOCHS = 2
 KINDS: tuple[Literal["l1", "group"], ...] = ("l1", "group")
 DEPTH = 20
 # where zeros are set against the initial mask
-FORM_DEPTH = 10
+FORM_DEPTHS = (10, 20)
 # a path is a dozen networks and more, and each in a set is trained from the start: no more seeds than so many
-PATH_SEEDS, SET_SEEDS = 3, 1
+PATH_SEEDS, SET_SEEDS = 3, 3
 SETS: dict[str, constraints.Constraint] = {
     "Simplex(1)": constraints.Simplex(1.0),
     "L1Ball(1)": constraints.L1Ball(1.0),
@@ -45,7 +45,8 @@ def run(request: Request) -> Record:
     """Train all the networks, and count."""
     require("matplotlib", purpose="drawing sparsity.png", extra="app")
     forms = {
-        name: [row("mnist", FORM_DEPTH, seed=seed, quick=request.quick, **changed) for seed in range(request.seeds)]
+        (depth, name): [row("mnist", depth, seed=seed, quick=request.quick, **changed) for seed in range(request.seeds)]
+        for depth in FORM_DEPTHS
         for name, changed in FORMS.items()
     }
     path_seeds = range(min(request.seeds, PATH_SEEDS))
@@ -74,7 +75,7 @@ def run(request: Request) -> Record:
     last_ones = [one for some in ends.values() for one in some]
     train_all(last_ones, request.place, jobs=request.jobs, say=request.say)
 
-    starts = [_start(name, _found(some, request)) for name, some in forms.items()]
+    starts = [_start(depth, name, _found(some, request)) for (depth, name), some in forms.items()]
     points = [
         _point(kind, f"{PRICES[stage]:g}", stages_of[kind, stage], some, request)
         for (kind, stage), some in ends.items()
@@ -84,7 +85,7 @@ def run(request: Request) -> Record:
     found = {
         "seeds": request.seeds,
         "base": row("mnist", DEPTH, quick=request.quick).to_dict(),
-        "form_depth": FORM_DEPTH,
+        "form_depths": list(FORM_DEPTHS),
         "depth": DEPTH,
         "path_seeds": len(path_seeds),
         "set_seeds": min(request.seeds, SET_SEEDS),
@@ -126,9 +127,9 @@ def _zeros(result: dict[str, Any]) -> int:
     return sum(value == 0 for entries in result["omega"] for value in entries)
 
 
-def _start(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+def _start(depth: int, name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Zeros at the end against zeros at the start."""
-    entries = 10 * FORM_DEPTH
+    entries = 10 * depth
     at_start = [len(result["zeros_at_start"]) for result in results]
     at_end, kept = [], []
     for result in results:
@@ -136,6 +137,7 @@ def _start(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         at_end.append(int((omega == 0).sum()))
         kept.append(sum(int(omega[i, layer] == 0) for i, layer in result["zeros_at_start"]))
     return {
+        "depth": depth,
         "form": name,
         "start": [count / entries for count in at_start],
         "end": [count / entries for count in at_end],
@@ -195,6 +197,7 @@ def _best(points: list[dict[str, Any]], dense: float, enough: Callable[[dict[str
 def _markdown(found: dict[str, Any]) -> str:
     starts = [
         [
+            str(entry["depth"]),
             entry["form"],
             *(f"{spread(entry[name], 100, 1)} %" for name in ("start", "end", "from_start")),
             f"{spread(entry['accuracies'], 100)} %",
@@ -223,11 +226,11 @@ def _markdown(found: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "# Zeros in Omega",
-            f"## Zeros against the initial mask: MNIST, {found['form_depth']} hidden layers",
+            "## Zeros against the initial mask: MNIST",
             f"{seeds_said(found['seeds'])}.",
             table(
-                ["Omega", "zero at the start", "zero at the end", "of those, zero at the start", "test accuracy"],
-                starts,
+                ["layers", "Omega", "zero at the start", "zero at the end", "of those, zero at the start",
+                 "test accuracy"], starts,
             ),
             f"## Zeros that are earned: MNIST, {found['depth']} hidden layers",
             f"Penalties, {seeds_said(found['path_seeds'])}: stages follow one another, {found['stage_epochs']} epochs "
