@@ -1,5 +1,6 @@
 """Kernels and targets that the tests of the regressions share."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,3 +48,40 @@ def layers(reduction, n1=30, n2=30, d=3, depth=2):
         )
     names = tuple(f"layer {i}" for i in range(depth))
     return nftk.LayerKernels(torch.stack(found), names, reduction, symmetric=n1 == n2)
+
+
+WIDTHS = (0.5, 1.0, 2.0, 4.0)
+
+
+def kernels(x1, x2):
+    """Four matrices of very different smoothness, ``(4, n1, n2)``."""
+    return torch.stack([torch.exp(-torch.cdist(x1, x2).square() / (2 * w**2 * x1.shape[1])) for w in WIDTHS])
+
+
+@pytest.fixture(name="data")
+def layered_problem():
+    """40 examples, four kernels, 3 outputs."""
+    x = draw(40, 3)
+    y = torch.stack((torch.sin(3 * x[:, 0]), x[:, 1] ** 2, x[:, 2] + 0.1 * draw(40, seed=3)), 1)
+    return x, kernels(x, x), y
+
+
+def objective(k, y, eta, ridge):
+    """J of one output, written down: (rho / N) y^T (K + rho I)^-1 y."""
+    system = torch.einsum("l,lxy->xy", eta, k) + ridge * torch.eye(len(y)).double()
+    return ridge / len(y) * torch.dot(y, torch.linalg.solve(system, y))
+
+
+def independent(k, y, ridge):
+    """Minimum over the simplex by scipy's SLSQP, with numerical derivatives of the objective written down."""
+    from scipy.optimize import minimize
+
+    best = minimize(
+        lambda eta: float(objective(k, y, torch.from_numpy(eta), ridge)) * 1e3,
+        np.full(len(k), 1 / len(k)),
+        method="SLSQP",
+        bounds=[(0, 1)] * len(k),
+        constraints={"type": "eq", "fun": lambda eta: eta.sum() - 1},
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    return best.x, best.fun / 1e3
