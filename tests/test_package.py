@@ -60,6 +60,14 @@ def test_import_leaves_heavy_packages_alone():
     assert not loaded & {"matplotlib", "sklearn", "scipy", "triton", "typer", "rich", "pandas"}
 
 
+def test_the_module_is_the_command():
+    pytest.importorskip("typer", reason="needs typer for the command line")
+    done = subprocess.run([sys.executable, "-m", "nftk", "--help"], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert "Usage: python -m nftk" in done.stdout
+    assert "reproduce" in done.stdout
+
+
 def test_public_names():
     for name in nftk.__all__:
         assert getattr(nftk, name).__doc__, name

@@ -1,4 +1,4 @@
-"""The command line: ``nftk train``, ``nftk evaluate``, ``nftk info``."""
+"""The command line, ``nftk``."""
 
 import signal
 import sys
