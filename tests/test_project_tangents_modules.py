@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from kernel_checks import error
-from test_empirical_ntk_modules import MODELS, Bare, Recurrent, make
+from module_examples import MODELS, Bare, Recurrent, make
 from torch import nn
 
 import nftk
