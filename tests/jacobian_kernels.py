@@ -2,7 +2,20 @@
 
 import torch
 
+from nftk.reference import empirical_ntk_reference
+
 REDUCTIONS = ("full", "trace", "diagonal", "sum_logits")
+
+
+def jacobian_kernel(module, x1, x2, without=()):
+    """Over all parameters of a module, or all but some."""
+    everything = {name: p.detach() for name, p in module.named_parameters()}
+    chosen = {name: p for name, p in everything.items() if name not in without}
+
+    def function(p, x):
+        return torch.func.functional_call(module, {**everything, **p}, (x,))
+
+    return empirical_ntk_reference(function, chosen, x1, x2)
 
 
 def loop_truth(model, x1, x2, names=None):
