@@ -367,6 +367,24 @@ def test_canonicalize_leaves_a_constant_readout_alone():
         model.canonicalize(x.float())
 
 
+def test_canonicalize_measures_in_eval_mode_and_keeps_the_mode():
+    model, (x, _) = network(dropout=0.5).train(), data()
+    canonical = model.canonicalize(x)
+    assert canonical.training
+    assert model.training
+    torch.testing.assert_close(canonical.eval().readouts(x).std(0, correction=0), torch.ones(3, 4).double())
+    assert not model.eval().canonicalize(x).training
+
+
+def test_canonicalize_sees_a_deviation_that_is_small_beside_its_mean():
+    model, (x, _) = network(), data()
+    with torch.no_grad():
+        model.hidden[2].bias.fill_(1e4)
+    said = model.readouts(x)[:, 2]
+    assert (said.std(0) < 1e-2 * said.mean(0).abs()).all()
+    torch.testing.assert_close(model.canonicalize(x).readouts(x)[:, 2].std(0, correction=0), torch.ones(4).double())
+
+
 @pytest.mark.parametrize("closed", [(), (2,), (0,), (1,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("keywords", [{}, {"output_bias": True}, {"parameterization": "ntk", "activation": "tanh"}])
 def test_prune_computes_the_same_with_less(closed, keywords):

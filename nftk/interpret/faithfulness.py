@@ -65,7 +65,6 @@ def deletion_curve(model: Any, x: Tensor, y: Tensor, importance: Tensor) -> Dele
     depth = model.omega.shape[1]
     bias = model.omega.new_zeros(len(model.omega)) if model.output_bias is None else model.output_bias.detach()
     for f, parts, labels in logit_parts(op, model, x, y):
-        f, parts = f.clone(), parts.clone()
         right[0] += (f.argmax(1) == labels).sum()
         for step, entry in enumerate(order.tolist(), 1):
             i, layer = divmod(entry, depth)

@@ -23,6 +23,8 @@ class LogitParts(NamedTuple):
 def logit_parts(op: str, model: Any, x: Tensor, y: Tensor | None = None) -> Iterator[LogitParts]:
     """Yield the rows of x in order, the model in eval mode meanwhile; labels are empty without y.
 
+    Logits and parts are the caller's to write into.
+
     Raises:
         ValueError: In the name of op, at the first row with a logit that is not finite.
     """
