@@ -1,4 +1,4 @@
-"""Layerwise tangent kernels for PyTorch: networks that say which layer decides which class."""
+"""Layerwise tangent kernels for PyTorch: networks with a readout on every hidden layer."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

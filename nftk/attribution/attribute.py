@@ -171,7 +171,7 @@ def attribute(
         RuntimeError: If scores do not add up to the outputs.
 
     Memory:
-        Beside the kernels two matrices ``(n_test, n_train)`` in float64 while it checks.
+        Beside the kernels three matrices ``(n_test, n_train)`` in float64 while it checks.
 
     References:
         Engel et al., Faithful and Efficient Explanations for Neural Networks via Neural Tangent Kernel Surrogate

@@ -64,7 +64,7 @@ def find_poisoned(suspects: Tensor, clean: Tensor | None = None) -> Suspicion:
         suspects: Scores of suspect test examples for the class that they were (wrongly) given,
             ``(n_suspect, n_train)``: ``attribution.scores(attribution.predicted)`` of stamped images, or of errors.
         clean: Scores of test examples beyond suspicion for the same class, ``(n_clean, n_train)``, whose mean is taken
-            away: what speaks for the class as such. None: nothing is.
+            away: what speaks for the class as such. None, or no example: nothing is.
 
     Returns:
         All training examples, the most suspected first.
@@ -72,6 +72,11 @@ def find_poisoned(suspects: Tensor, clean: Tensor | None = None) -> Suspicion:
     Raises:
         TypeError: If scores are no floating tensors.
         ValueError: If there is no suspect, shapes do not fit, or scores are not finite.
+
+    References:
+        Engel et al., Faithful and Efficient Explanations for Neural Networks via Neural Tangent Kernel Surrogate
+        Models, ICLR 2024, arXiv 2305.14585, which looks at single attributions; the ranking over many
+        suspects is ours.
 
     Example:
         >>> import torch

@@ -19,7 +19,8 @@ def self_influence(surrogate: KernelSurrogate, own: Tensor | LayerKernels | npt.
 
     .. math:: A_l(x_i, x_i)_{y_i} = \alpha_{i y_i} \, w_l \, K_l(x_i, x_i)
 
-    Large where nothing else supports the label: wrong labels and rare examples come first.
+    Large where nothing else supports the label: wrong labels and rare examples come first, unless they resemble one
+    another, as poisoned examples do (docs/surrogates.md).
 
     Args:
         surrogate: A fitted one.

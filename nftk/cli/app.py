@@ -28,7 +28,7 @@ from nftk.data.load import NAMES
 
 app = typer.Typer(
     name="nftk",
-    help="Layerwise tangent kernels: networks that say which layer decides which class.",
+    help="Layerwise tangent kernels: networks with a readout on every hidden layer.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,7 +50,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Layerwise tangent kernels: networks that say which layer decides which class."""
+    """Layerwise tangent kernels: networks with a readout on every hidden layer."""
 
 
 @app.command()

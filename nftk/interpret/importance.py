@@ -1,4 +1,4 @@
-"""importance: how much each layer says about each class, in three ways of which two can be believed."""
+"""importance: how much each layer says about each class, in three ways of which two do not see scales."""
 
 from typing import Any, Literal, get_args
 
@@ -27,8 +27,9 @@ def importance(
     r"""Importance of every layer for every class.
 
     ``"omega"`` is the paper's: the weights themselves. They are not identifiable (docs/errata.md, 6), since
-    :math:`(c\,\omega_l, V_l / c)` is the same function. ``"contribution"`` and ``"ablation"`` depend on the function
-    alone, and on the data.
+    :math:`(c\,\omega_l, V_l / c)` is the same function. ``"contribution"`` and ``"ablation"`` do not change with
+    such scales. They too are of this network, and not of its function alone: layers that say the same may share it
+    in many ways.
 
     ``"contribution"`` is the share of a logit's variance that a layer brings,
 

@@ -32,8 +32,8 @@ class NFTKMLP(nn.Module):
         g_l = W_l h_{l-1} + b_l, \quad h_l = \phi(g_l), \quad h_0 = x, \qquad
         f(x) = \sum_l \omega_l \odot V_l h_l(x)
 
-    Trained, ``omega[i, l]`` weighs what layer l + 1 says about class i; with it the network says which layers decide
-    which class, as far as omega alone can (docs/errata.md, 6). A drop-in for a multilayer perceptron: sizes, widths,
+    Trained, ``omega[i, l]`` weighs what layer l + 1 says about class i; :func:`nftk.importance` says how far that tells
+    which layers decide which class (docs/errata.md, 6). A drop-in for a multilayer perceptron: sizes, widths,
     outputs, and leading dimensions as in ``nn.Linear``.
 
     In the "ntk" parameterisation :math:`g_l = \sqrt{s_w^2 / n_{l-1}} W_l h_{l-1} + \sqrt{s_b^2} b_l` and

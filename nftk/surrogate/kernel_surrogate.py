@@ -33,8 +33,9 @@ class KernelSurrogate(Estimator):
 
     .. math:: f_c(x) = \sum_l \sum_i \alpha_{ic} \, w_l \, K_l(x, x_i) + b_c
 
-    On a network's own tangent kernels it is a faithful stand-in for it that says which training examples a prediction
-    rests on, and by which layers: :func:`nftk.attribution.attribute`. A scikit-learn classifier on precomputed kernels
+    On a network's own tangent kernels it may stand in for it, which :func:`nftk.surrogate.faithfulness` measures, and
+    says which training examples its outputs rest on, and by which layers: :func:`nftk.attribution.attribute`. A
+    scikit-learn classifier on precomputed kernels
     (``clone``, ``Pipeline``, ``GridSearchCV``), that also takes tensors and :class:`nftk.LayerKernels`. It minimises
     (mean loss) + penalty / 2 * tr(alpha^T K alpha), K = sum_l w_l K_l, in float64 on the CPU.
 
@@ -139,6 +140,11 @@ class KernelSurrogate(Estimator):
 
         Returns:
             Labels ``(n_test,)``; a tensor for tensors and LayerKernels, else an array.
+
+        Raises:
+            RuntimeError: If it is not fitted.
+            ValueError: If layers or shapes do not fit those of fit, or the kernel is not finite.
+            TypeError: If the kernel is of a wrong type.
         """
         return self._said(self._outputs(X), _is_torch(X))
 

@@ -33,8 +33,9 @@ def kendall_tau(
         network: Probabilities ``(n, C)``, or of two classes that of the second ``(n,)``.
         surrogate: The surrogate's, alike.
         y: True classes ``(n,)``, 0 to C - 1.
-        classes: ``"correct"``: of the probability of each example's own class, as in the trNTK paper. ``"all"``: of
-            each class over all examples, averaged over classes (pooled, they would measure which class is large).
+        classes: ``"correct"``: of the probability of each example's own class, as in the trNTK paper's tables of many classes.
+            ``"all"``: of each class over all examples, averaged over classes (pooled, they would measure which class
+            is large).
         resamples: Of the bootstrap, over examples; 0 for no interval. Each costs 2 n^2 operations a class.
         confidence: Of the interval.
         seed: Of the resamples.
@@ -45,6 +46,11 @@ def kendall_tau(
     Raises:
         ValueError: If shapes do not fit, or entries are no probabilities or classes.
         TypeError: If they are no numbers.
+
+    References:
+        Engel et al., Faithful and Efficient Explanations for Neural Networks via Neural Tangent Kernel Surrogate
+        Models, ICLR 2024, arXiv 2305.14585; Kendall, The treatment of ties in ranking problems,
+        Biometrika 1945.
 
     Example:
         >>> from nftk.surrogate import kendall_tau
@@ -83,6 +89,9 @@ def accuracy_difference(
     Raises:
         ValueError: As there.
         TypeError: As there.
+
+    References:
+        As there.
     """
     op = "surrogate.accuracy_difference"
     p, q, truth = checked(op, network, surrogate, y)
@@ -115,6 +124,9 @@ def r_miss(
     Raises:
         ValueError: As there.
         TypeError: As there.
+
+    References:
+        As there.
     """
     op = "surrogate.r_miss"
     p, q, truth = checked(op, network, surrogate, y)
@@ -157,6 +169,9 @@ def r2_after_link(
     Raises:
         ValueError: As there, or if clip is out of range.
         TypeError: As there.
+
+    References:
+        As there, where the link is any that can be inverted.
     """
     op = "surrogate.r2_after_link"
     p, q, truth = checked(op, network, surrogate, y)
