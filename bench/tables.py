@@ -128,14 +128,22 @@ def peer_table(root=ROOT):
     if not path.exists():
         return "No record."
     record = read(path)
-    lines = ["| points | nftk | nngeometry | neural-tangents, its fastest | torch.func |", "|---|---|---|---|---|"]
+    peers = {
+        "nftk": "nftk",
+        "two-loop": "plain PyTorch, two loops",
+        "nngeometry": "nngeometry",
+        "neural-tangents": "neural-tangents, its fastest",
+        "torch.func": "torch.func",
+    }
+    lines = [f"| points | {' | '.join(peers.values())} |", "|---" * (len(peers) + 1) + "|"]
     for points in sorted({row["points"] for row in record["rows"]}):
         timed = [row for row in record["rows"] if row["points"] == points and "ms_50" in row]
         cells = [f"{points}, full"]
-        for peer in ("nftk", "nngeometry", "neural-tangents", "torch.func"):
+        for peer in peers:
             of = [row for row in timed if row["provider"].startswith(peer)]
             best = min(of, key=lambda row: row["ms_50"], default=None)
-            ratio = "" if peer == "nftk" or best is None else f", {best['ratio_to_nftk']:.0f}x"
+            times = 1.0 if best is None else best["ratio_to_nftk"]
+            ratio = "" if peer == "nftk" else f", {times:.{2 if times < 10 else 0}f}x"
             cells.append("-" if best is None else f"{best['ms_50'] / 1e3:.3g} s{ratio}")
         lines.append("| " + " | ".join(cells) + " |")
     machine = record["machine"]
