@@ -34,6 +34,8 @@ FORM_DEPTHS = (10, 20)
 # a path is a dozen networks and more, and each in a set is trained from the start: no more seeds than so many
 PATH_SEEDS, SET_SEEDS = 3, 3
 SETS: dict[str, constraints.Constraint] = {
+    # the paper's own set: what the others are to be compared with
+    "NonNegative()": constraints.NonNegative(),
     "Simplex(1)": constraints.Simplex(1.0),
     "L1Ball(1)": constraints.L1Ball(1.0),
     "GroupSparse(sqrt(d))": constraints.GroupSparse(),
