@@ -33,9 +33,9 @@ def kendall_tau(
         network: Probabilities ``(n, C)``, or of two classes that of the second ``(n,)``.
         surrogate: The surrogate's, alike.
         y: True classes ``(n,)``, 0 to C - 1.
-        classes: ``"correct"``: of the probability of each example's own class, as in the trNTK paper's tables of many classes.
-            ``"all"``: of each class over all examples, averaged over classes (pooled, they would measure which class
-            is large).
+        classes: ``"correct"``: of the probability of each example's own class, as in the trNTK paper's tables of many
+            classes. ``"all"``: of each class over all examples, averaged over classes (pooled, they would measure
+            which class is large).
         resamples: Of the bootstrap, over examples; 0 for no interval. Each costs 2 n^2 operations a class.
         confidence: Of the interval.
         seed: Of the resamples.
