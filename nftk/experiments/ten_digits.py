@@ -25,7 +25,7 @@ SEEDS = 3
 EXAMPLES = 2000
 PROJECTED, RESAMPLES = 1024, 1000
 # of the mean of the kernel's diagonal
-PENALTIES, TOLERANCE = tuple(10.0**-power for power in range(2, 9)), 1e-4
+PENALTIES, TOLERANCE = tuple(10.0**-power for power in range(2, 11)), 1e-4
 TARGETS = {"labels": "labels", "probabilities": "the network's probabilities"}
 # kernel of all pairs of given images, training and test
 Kernel = Callable[[nn.Module, Tensor, Tensor], Tensor]
