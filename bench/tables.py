@@ -296,6 +296,7 @@ TABLES = {
         "ten_digits": functools.partial(experiment_table, "ten-digits"),
         "ten_digits_probabilities": functools.partial(experiment_table, "ten-digits", 1),
         "poisoned": functools.partial(experiment_table, "poisoned"),
+        "poisoned_surrogates": functools.partial(experiment_table, "poisoned", 1),
         "poisoned_modules": functools.partial(experiment_table, "poisoned", 2),
         "counterfactual": functools.partial(experiment_table, "counterfactual"),
         "projections": functools.partial(experiment_table, "projections"),

@@ -176,6 +176,9 @@ def test_the_record_is_what_a_direct_computation_says(tmp_path):
     found = {row["method"]: row for row in record.found["rows"]}
     values = found["trNTK attribution, penalty 0.01"]
     assert values["precision"] == [poisoned.precision(told["places"], run["poisoned"])]
+    of_itself = told["self_influence"], found["self-influence, penalty 0.01"]
+    assert of_itself[1]["precision"] == [poisoned.precision(of_itself[0], len(of_itself[0]))]
+    assert "self-influence, penalty 0.1" in found
     cells = [spread(values[name]) for name in ("precision", "recall_at_twice", "average_precision")]
     assert f"| trNTK attribution, penalty 0.01 | {' | '.join(cells)} |" in record.markdown
     sum_of_modules = sum(told["modules"][name]["margin_moved"] for name in MODULES)

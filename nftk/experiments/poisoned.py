@@ -248,7 +248,9 @@ def methods(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[int]]]:
     rows = {surrogate_title(key): [run["surrogates"][key]["places"] for run in runs] for key in runs[0]["surrogates"]}
     for name, what in SIMILAR.items():
         rows[what] = [run["similar"][name] for run in runs]
-    rows["self-influence"] = [_chosen(run)["self_influence"] for run in runs]
+    for penalty in PENALTIES:
+        own = [run["surrogates"][f"trntk {penalty:g}"]["self_influence"] for run in runs]
+        rows[f"self-influence, penalty {penalty:g}"] = own
     return rows
 
 
@@ -408,7 +410,8 @@ def plot(runs: Sequence[dict[str, Any]], rows: dict[str, list[list[int]]], shown
     bars.set_title(f"trNTK attribution, by penalty;\n{_networks(runs)}, each a point", size=9)
     bars.legend(fontsize=7, loc="lower right")
     count = min(run["candidates"] for run in runs)
-    drawn = [name for name in rows if "attribution" not in name or "trNTK" in name or f"{PENALTY:g}" in name]
+    # of what comes at several penalties one, and every one of trNTK's attribution
+    drawn = [name for name in rows if name.endswith(f" {PENALTY:g}") or "penalty" not in name or "trNTK" in name]
     for i, name in enumerate(drawn):
         seeds = rows[name]
         pairs = [
