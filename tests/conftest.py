@@ -17,6 +17,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # without it cuBLAS warns in deterministic mode, which is on in every test, and warnings are errors
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# their assertions tell what they compared, as those of the tests do
+pytest.register_assert_rewrite("network_inputs", "training_problem")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-READOUT, NETWORK = "tests/test_readout.py", "tests/test_network_triton.py"
+READOUT = "tests/test_readout.py"
+NETWORK = " ".join(
+    f"tests/test_network_{part}.py" for part in ("triton", "triton_programs", "triton_transforms", "path")
+)
 TILES, WALK, FORWARD = "kernels/_tiles.py", "kernels/_walk.py", "kernels/network.py"
 BACKWARD, WEIGHTS = "kernels/network_bwd.py", "kernels/network_weights.py"
 BOTH = f"{READOUT} {NETWORK}"

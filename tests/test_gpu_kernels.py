@@ -3,8 +3,8 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import network_inputs as network
 import pytest
-import test_network_triton as network
 import test_readout as readout
 import torch
 from kernel_checks import error, slack
