@@ -290,6 +290,16 @@ def test_figure2_draws_the_networks_of_the_table(place, tmp_path):
     assert {"figure2-2-from-1.png", "figure2-3-from-uniform.png", "figure2.md", "figure2.json"} < names
 
 
+def test_with_squares_omega_cannot_start_from_1(tmp_path, data_dir):
+    """The reason for the start of settings.row; what docs/reproduction.md says of it."""
+    recipe = settings.row("mnist", 10, loss="mse", epochs=1, train_limit=500, test_limit=100)
+    assert recipe.omega_start == "uniform"
+    place = Place(tmp_path / "runs", str(data_dir))
+    with pytest.raises(FloatingPointError, match="loss must stay finite, got nan at epoch 1, step [1-9] of 10"):
+        train(dataclasses.replace(recipe, omega_start=1.0), place)
+    assert train(recipe, place)["test_loss"] < 10
+
+
 @pytest.mark.usefixtures("_stand_ins")
 def test_sparsity_tells_zeros_of_the_start_from_zeros_that_are_earned(place, monkeypatch, tmp_path):
     monkeypatch.setattr(sparsity, "PRICES", (0.0, 0.5, 20.0))
