@@ -151,6 +151,24 @@ def peer_table(root=ROOT):
     return "\n".join([*lines, f"\n{told}; {', '.join(record['packages'])}; {machine['date']}; {machine['commit']}."])
 
 
+def convolutional_table(root=ROOT):
+    """nngeometry's time for the kernel of a convolutional network, in units of nftk's in the same run."""
+    path = root / "bench" / "results" / "cpu" / "peers_convolutional_ntk.json"
+    if not path.exists():
+        return "No record."
+    record = read(path)
+    rows = {(row["points"], *row["provider"].split()): row for row in record["rows"]}
+    lines = ["| images | nftk | nngeometry |", "|---|---|---|"]
+    for points, peer, form in rows:
+        if peer == "nngeometry":
+            ours, theirs = rows[points, "nftk", form], rows[points, peer, form]
+            cells = f"{ours['ms_50'] / 1e3:.3g} s | {theirs['ms_50'] / 1e3:.3g} s, {theirs['ratio_to_nftk']:.1f}x"
+            lines.append(f"| {points:,}, {form} | {cells} |")
+    machine = record["machine"]
+    return "\n".join([*lines, f"\n{machine['cpu']}, {machine['threads']} thread{'s'[: machine['threads'] > 1]}; "
+                      f"torch {machine['torch']}; {machine['date']}; {machine['commit']}."])  # fmt: skip
+
+
 def infinite_table(root=ROOT):
     """infinite_ntk on a CPU against eager torch, and against neural-tangents' stax, each in a run of its own."""
     lines = ["| ten kernels | nftk | weighted sum alone | plain PyTorch |", "|---|---|---|---|"]
@@ -301,6 +319,7 @@ TABLES = {
         "counterfactual": functools.partial(experiment_table, "counterfactual"),
         "projections": functools.partial(experiment_table, "projections"),
         "trntk": functools.partial(experiment_table, "projections", 1),
+        "convolutional": convolutional_table,
     },
     "docs/reproduction.md": {
         "choice": functools.partial(experiment_table, "choice"),
