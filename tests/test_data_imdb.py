@@ -9,8 +9,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from cli_runs import command
 from safetensors.torch import save_file
-from test_cli import command
 
 import nftk
 from nftk.data import DataError, GPT2Encoder, LSAEncoder, Standardizer, Tokenizer, Tokens, load_data, load_imdb

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from test_cli import command
+from cli_runs import command
 
 import nftk
 from nftk.cli.runs import load_run
