@@ -152,7 +152,7 @@ def peer_table(root=ROOT):
 
 
 def convolutional_table(root=ROOT):
-    """nngeometry's time for the kernel of a convolutional network, in units of nftk's in the same run."""
+    """Time of nngeometry for the kernel of a convolutional network, in units of nftk's in the same run."""
     path = root / "bench" / "results" / "cpu" / "peers_convolutional_ntk.json"
     if not path.exists():
         return "No record."
