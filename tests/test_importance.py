@@ -171,6 +171,20 @@ def test_refit_never_gains_by_a_constraint():
     assert found.max() > 0
 
 
+def test_refit_is_no_worse_than_the_network_without_the_entry():
+    # labels that the readouts tell apart: the best factors of all are then large, and with one less a poor start
+    torch.manual_seed(0)
+    model, x = nftk.NFTKMLP(8, [16] * 5, 6).double(), torch.randn(300, 8).double()
+    with torch.no_grad():
+        model.omega.mul_(40)
+        f = model(x)
+    y = f.argmax(1)
+    lost, refit = (nftk.importance(model, x, y, "ablation", measure="loss", refit=refit) for refit in (False, True))
+    # the best fit with all entries has a loss of 0 at least, that without this one at most the network's without it
+    assert (refit <= functional.cross_entropy(f, y) + lost).all()
+    assert refit.max() > 1e-3
+
+
 def test_refit_of_an_empty_network_is_quiet():
     model, (x, y) = network(), data()
     with torch.no_grad():

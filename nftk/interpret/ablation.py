@@ -14,7 +14,9 @@ from nftk.training.losses import LOSSES, count_correct
 Array = npt.NDArray[np.float64]
 # of L-BFGS-B; on 10,000 images and ten layers some 60 steps reach the tolerance
 STEPS, TOLERANCE = 500, 1e-9
-# of the one fit with all entries, from which every other starts and is counted
+# share of the loss that L-BFGS-B, begun again where it stopped, must still gain to be begun once more
+RESTART = 1e-3
+# of the one fit with all entries, from which every other is counted
 FIRST = 1e-12
 
 
@@ -82,17 +84,17 @@ def lost_after_refit(model: Any, x: Tensor, y: Tensor, measure: str, loss: str) 
     parts = torch.cat([batch.parts for batch in logit_parts("importance", model, x)])
     bias = torch.zeros(()) if model.output_bias is None else model.output_bias.detach().double().cpu()
     fit = _Refit(parts.cpu().numpy(), bias, y.cpu(), loss)
-    whole = least = fit.solve(np.ones(fit.shape), tolerance=FIRST)
+    as_it_is = np.ones(fit.shape)
+    whole = least = fit.solve([as_it_is], tolerance=FIRST)
     found = np.zeros(fit.shape)
     for entry in zip(*np.nonzero(fit.open), strict=True):
-        start = whole.factors.copy()
-        start[entry] = 0.0
-        without = fit.solve(start, without=entry)
+        # where the data can be told apart the best factors are large, and a poor start for a fit with one of them less
+        without = fit.solve([as_it_is, whole.factors], without=entry)
         found[entry] = fit.measure(without, measure)
         least = min(least, without, key=lambda each: each.loss)
     # where the minimum is flat a fit with an entry less may come nearer to it; from there on none beats that of all
     if least is not whole:
-        whole = fit.solve(least.factors, tolerance=FIRST)
+        whole = fit.solve([least.factors], tolerance=FIRST)
     found[fit.open] -= fit.measure(whole, measure)
     sign = -1.0 if measure == "accuracy" else 1.0
     return torch.from_numpy(sign * found.T + 0.0).contiguous().to(x.device)
@@ -117,20 +119,21 @@ class _Refit:
         self.size = np.where(self.open, size, 1.0)
         self.parts = torch.from_numpy(parts / self.size)
 
-    def solve(self, start: Array, without: tuple[Any, ...] | None = None, tolerance: float = TOLERANCE) -> _Fit:
-        """Return the best factors, from start on, and never worse than it."""
+    def solve(self, starts: list[Array], without: tuple[Any, ...] | None = None, tolerance: float = TOLERANCE) -> _Fit:
+        """Return the best factors, from the best of the starts on, and never worse than any."""
         from scipy.optimize import Bounds, minimize
 
         upper = np.where(self.open, np.inf, 0.0)
         if without is not None:
             upper[without] = 0.0
-        begin = (start * self.size * (upper > 0)).ravel()
-        best, loss = begin, self._value(begin)[0]
+        begun = [(start * self.size * (upper > 0)).ravel() for start in starts]
+        loss, best = min(((self._value(start)[0], start) for start in begun), key=lambda each: each[0])
         # without a free entry scipy hands over an array that torch warns of
-        if (upper > 0).any():
+        while (upper > 0).any():
+            before = loss
             found = minimize(
                 self._value,
-                begin,
+                best,
                 jac=True,
                 method="L-BFGS-B",
                 bounds=Bounds(np.zeros(upper.size), upper.ravel()),
@@ -138,6 +141,9 @@ class _Refit:
             )
             if found.fun < loss:
                 best, loss = found.x, float(found.fun)
+            # it may stop early, with curvature of far away; begun again it has none
+            if before - loss <= max(RESTART * before, tolerance):
+                break
         return _Fit(best.reshape(self.shape) / self.size, loss)
 
     def _outputs(self, weights: Tensor) -> Tensor:
