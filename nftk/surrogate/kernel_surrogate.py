@@ -62,7 +62,11 @@ class KernelSurrogate(Estimator):
             :class:`nftk.regression.KernelWarning`.
 
     Attributes:
-        dual_coef_: alpha, ``(n, C)``, float64.
+        dual_coef_: alpha, ``(n, C)``, float64. Outputs do not tell it in directions that the kernel does not have;
+            logistic and ridge take there, too, what the loss's slope at each example says: (y - p) / (n penalty), and
+            (y - f) / (n penalty). So equal examples with different labels differ. Logistic keeps to it up to its
+            tolerance, and unless outputs would show the kernel's own rounding by it (float32 and penalties below some
+            1e-6 of the mean diagonal).
         intercept_: b, ``(C,)``.
         weights_: w, ``(L,)``.
         layer_names_: Names of the layers, L of them.
