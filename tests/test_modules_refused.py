@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from one_by_one import Two, assert_right, normal
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -13,40 +13,6 @@ from nftk.tangent.modules import study
 
 BATCH = "model must give an example the same outputs in every batch"
 CHANCE = "must draw no random numbers"
-
-
-def jacobian(model, x):
-    """[n, d, P], one example at a time."""
-    values = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
-    rows = []
-    for e in range(len(x)):
-        f = functional_call(model, values, (x[e : e + 1].clone(),))[0]
-        of_outputs = [
-            torch.autograd.grad(y, list(values.values()), retain_graph=True, materialize_grads=True, allow_unused=True)
-            for y in f
-        ]
-        rows.append(torch.stack([torch.cat([g.flatten() for g in grads]) for grads in of_outputs]))
-    return torch.stack(rows)
-
-
-def assert_right(model, x1, x2=None):
-    truth = jacobian(model, x1)
-    other = truth if x2 is None else jacobian(model, x2)
-    found = nftk.empirical_ntk(model, x1, x2, per="model", reduction="full").blocks[0]
-    torch.testing.assert_close(found, torch.einsum("aip,bjp->abij", truth, other), rtol=1e-9, atol=1e-9)
-
-
-class Two(nn.Module):
-    """Two linear maps, used as its heirs do."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b, self.t = nn.Linear(4, 5), nn.Linear(5, 2), 1.0
-        self.double()
-
-    def forward(self, x):
-        return self.b(self.a(x).mul(self.t).tanh())
 
 
 class Sorted(Two):
@@ -106,10 +72,6 @@ class Remembering(nn.Module):
 
     def forward(self, x):
         return self.inner(x)[0].mean(1)
-
-
-def normal(n, *rest):
-    return torch.randn(n, *(rest or (4,)), dtype=torch.float64, generator=torch.Generator().manual_seed(n))
 
 
 def in_order():
@@ -180,7 +142,7 @@ def test_experts_are_right_or_refused(monkeypatch):
     assert_right(Experts(), x)
     assert_right(Experts(), x[:3], x[3:])
     monkeypatch.setattr(study, "_probed", lambda first, second: first[:3])
-    with pytest.raises(NotImplementedError, match="examples that are reordered or left out"):
+    with pytest.raises(NotImplementedError, match="examples that are reordered, left out or of another size"):
         nftk.empirical_ntk(Experts(), x, per="model")
 
 

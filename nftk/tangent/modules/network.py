@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from nftk.ops.precision import full_precision
 from nftk.tangent.modules.examples import Examples, OutputFn, outputs_of
 from nftk.tangent.modules.identity import Identity
 from nftk.tangent.modules.recording import Recording, Use, plain_torch
 from nftk.tangent.modules.rules import Rule
-from nftk.tangent.modules.whole import whole_gradients
+from nftk.tangent.modules.whole import wanting, whole_gradients
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ class Network:
         The factors a are those of the first output.
         """
         with plain_torch(), full_precision(torch.empty(0, dtype=self.dtype, device=self.device)):
-            f, uses, _ = run(self, x)
+            with wanting(self.parameters):
+                f, uses, _ = run(self, x)
+                ends = {name: get_gradient_edge(p) for name, p in self.parameters.items()}
             check_calls(self, uses)
             check_alone(self, f, x)
             with self._in_place():
@@ -119,7 +121,11 @@ class Network:
             outputs = f.sum(1, keepdim=True) if summed else f
             whole = self._whole(x, summed)
             weights = powers_of_two(len(x), f)
-            reach = self._largest(backward(outputs[:, 0] @ weights, edges, uses, keep=True), uses)
+            shares = 0.5 + torch.rand(outputs.shape[1], generator=torch.Generator().manual_seed(0)).to(f)
+            weighted = outputs @ shares @ weights
+            self._check_seen(weighted, ends)
+            moved = self._marks(backward(weighted, edges, uses, keep=True), uses)
+            along, size = (dict.fromkeys(moved, torch.zeros_like(weights)) for _ in range(2))
             for i in range(outputs.shape[1]):
                 last = i + 1 == outputs.shape[1]
                 grads = backward(outputs[:, i].sum(), edges, uses, keep=not last)
@@ -130,20 +136,35 @@ class Network:
                         continue
                     with self._in_place():
                         found.append(Held(factors[s], turned(site, uses, grads)))
-                    if i == 0 and (len(found[s].g) != len(x) or mixes(found[s].g, reach[s], weights)):
+                        place, length = marks(found[s].g)
+                        along[s] = along[s] + shares[i] * place
+                        size[s] = size[s] + shares[i] * length
+                    if last and mixes(along[s], size[s], moved[s], weights):
                         raise NotImplementedError(self._moved(site))
                 yield i, found
 
-    def _largest(self, grads: list[list[Tensor | None]], uses: list[Use]) -> dict[int, Tensor]:
-        """Of every site with a rule, the largest entry of each example's factor g."""
+    def _check_seen(self, f: Tensor, ends: Mapping[str, GradientEdge]) -> None:
+        """Raise where f depends on a parameter that has a rule by more than the uses that were seen."""
+        whole = {name for site in self.sites if site.rule is None for name in site.parameters}
+        unseen = reached(f, {name: edge for name, edge in ends.items() if name not in whole})
+        # shut off by a zero, as on the examples that the model was read from, it is no harm
+        used = [name for name, g in unseen.items() if g.to_dense().any()]
+        if used:
+            raise NotImplementedError(
+                f"nftk.{self.op}: model must use {used[0]} in the same way for every batch, got a use that no torch "
+                "function shows, which the examples that the model was read from did not have"
+            )
+
+    def _marks(self, grads: list[list[Tensor | None]], uses: list[Use]) -> dict[int, Tensor]:
+        """Of every site with a rule, the mark of each example's factor g."""
         with self._in_place():
-            return {s: largest(turned(site, uses, grads)) for s, site in enumerate(self.sites) if site.rule}
+            return {s: marks(turned(site, uses, grads))[0] for s, site in enumerate(self.sites) if site.rule}
 
     def _moved(self, site: Site | None = None) -> str:
         where = "" if site is None else f" at {site.parameters[0]}"
         return (
             f"nftk.{self.op}: model must keep every example in its place in the batch, got examples that are "
-            f"reordered or left out{where}, which those that the model was read from were not"
+            f"reordered, left out or of another size{where}, which those that the model was read from were not"
         )
 
     @contextlib.contextmanager
@@ -205,11 +226,11 @@ def check_alone(network: Network, f: Tensor, x: Examples) -> None:
         return
     # somewhere, and not at the same place in every batch of another size
     e = int(torch.randint(n, (), generator=torch.Generator().manual_seed(n)))
-    with torch.no_grad():
-        gap = output_function(network)(x[e : e + 1].map(usable))[0] - f[e]
-        size = torch.linalg.vector_norm(f, dim=1).max()
-        if torch.linalg.vector_norm(gap) > torch.finfo(f.dtype).eps ** 0.5 * size:
-            raise ValueError(depends(network.op))
+    # with gradients, which the model may take itself
+    alone, f = output_function(network)(x[e : e + 1].map(usable))[0].detach(), f.detach()
+    size = torch.linalg.vector_norm(f, dim=1).max()
+    if torch.linalg.vector_norm(alone - f[e]) > torch.finfo(f.dtype).eps ** 0.5 * size:
+        raise ValueError(depends(network.op))
 
 
 def depends(op: str) -> str:
@@ -225,18 +246,29 @@ def powers_of_two(n: int, like: Tensor) -> Tensor:
     return torch.randint(-16, 16, (n,), generator=torch.Generator().manual_seed(n)).to(like).exp2()
 
 
-def largest(g: Tensor) -> Tensor:
-    """The largest entry of each example."""
-    return g.detach().flatten(1).abs().amax(1) if g.numel() else g.new_zeros(len(g))
+def marks(g: Tensor) -> tuple[Tensor, Tensor]:
+    """A number that tells the g of one example from that of another, linear in it; and the length of each."""
+    rows = g.detach().reshape(len(g), -1)
+    signs = torch.randint(2, (rows.shape[1],), generator=torch.Generator().manual_seed(0)).to(rows).mul_(2).sub_(1)
+    return rows @ signs, torch.linalg.vector_norm(rows, dim=1)
 
 
-def mixes(g: Tensor, weighted: Tensor, weights: Tensor) -> bool:
-    """Whether weights on the outputs of examples are not those of their g: it is of other examples."""
-    if len(g) != len(weighted):
+def mixes(along: Tensor, size: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+    """Whether weights on the outputs of examples are not those of their marks: g is of other examples."""
+    if not len(along) == len(weighted) == len(weights):
         return True
-    want, info = largest(g) * weights, torch.finfo(g.dtype)
+    info = torch.finfo(along.dtype)
     # NaN is nobody's fault here; below the least normal number there is rounding
-    return bool(((weighted - want).abs() > info.eps**0.5 * want + info.tiny * 2**20).any())
+    return bool(((weighted - along * weights).abs() > info.eps**0.5 * size * weights + info.tiny * 2**20).any())
+
+
+def reached(f: Tensor, ends: Mapping[str, GradientEdge]) -> dict[str, Tensor]:
+    """Gradients in the parameters that f's graph reaches; it begins at the results of the uses that were seen."""
+    if not (f.requires_grad and ends):
+        return {}
+    wanted: Any = list(ends.values())
+    found = torch.autograd.grad(f, wanted, retain_graph=True, allow_unused=True)
+    return {name: g for name, g in zip(ends, found, strict=True) if g is not None}
 
 
 def usable(x: Tensor) -> Tensor:
@@ -264,7 +296,8 @@ def read(site: Site, uses: list[Use]) -> Tensor:
     assert site.rule is not None
     assert site.rule.read is not None
     parts = [site.rule.read(uses[u]) for u in site.uses]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1 if site.rule.kind == "rows" else 2)
+    a = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1 if site.rule.kind == "rows" else 2)
+    return a if site.rule.kind == "rows" else a.to(_dtype(site, uses))
 
 
 def turned(site: Site, uses: list[Use], grads: list[list[Tensor | None]]) -> Tensor:
@@ -278,7 +311,15 @@ def turned(site: Site, uses: list[Use], grads: list[list[Tensor | None]]) -> Ten
         elif rule.gradients is not None:
             filled = [torch.zeros_like(out) if g is None else g for out, g in zip(uses[u].outputs, given, strict=True)]
             parts.append(rule.gradients(uses[u], list(filled)))
+    dtype = _dtype(site, uses)
     if rule.turn is not None:
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).unsqueeze(3)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).unsqueeze(3).to(dtype)
     total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-    return total.reshape(total.shape[0], 1, 1, 1, -1)
+    return total.reshape(total.shape[0], 1, 1, 1, -1).to(dtype)
+
+
+def _dtype(site: Site, uses: list[Use]) -> torch.dtype:
+    """That of the parameters; a model may go on in another."""
+    use = uses[site.uses[0]]
+    found: torch.dtype = use.leaves[use.places[0]].dtype
+    return found

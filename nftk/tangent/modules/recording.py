@@ -72,6 +72,9 @@ class Recording(TorchFunctionMode):
             if isinstance(out, Tensor):
                 self.bytes += out.numel() * out.element_size()
             return out
+        if getattr(func, "__name__", "") == "__setitem__":
+            # it returns nothing that a graph could begin at: left to autograd, which tells that there was a use
+            return func(*args, **kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor) and id(x) in self._names)
         owners = tuple(self._names[id(leaves[i])] for i in places)

@@ -92,7 +92,8 @@ def rule_of(use: Use, inputs: dict[int, Layout], outputs: list[Layout | None]) -
         and together
         and len(own) == len(use.owners)
         and id(weight) in roles
-        and (bias is None or id(bias) in roles)
+        # one number for all outputs is not theirs one by one
+        and (bias is None or (id(bias) in roles and (name not in ("linear", "addmm") or _one_each(name, weight, bias))))
     )
     if plain and first is not None:
         scaled = (named.get("beta", 1), named.get("alpha", 1)) != (1, 1)
@@ -110,6 +111,11 @@ def rule_of(use: Use, inputs: dict[int, Layout], outputs: list[Layout | None]) -
         if name in _REPEATING or (name in _ADDING and not named["kwargs"]):
             return Rule("gradients", name, use.owners, gradients=_Summed(first, parameter.shape))
     return Rule("gradients", name, use.owners, gradients=_Local(inputs, outputs))
+
+
+def _one_each(name: str, weight: Tensor, bias: Tensor) -> bool:
+    """Whether a linear map's bias has a number for each output."""
+    return bias.shape == (weight.shape[1 if name == "addmm" else 0],)
 
 
 def _named(use: Use) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
 from nftk.tangent.modules.checks import check_model
@@ -18,10 +19,11 @@ from nftk.tangent.modules.network import (
     backward,
     check_calls,
     depends,
-    largest,
+    marks,
     mixes,
     output_function,
     powers_of_two,
+    reached,
     read,
     run,
     turned,
@@ -34,6 +36,7 @@ from nftk.tangent.modules.whole import wanting, whole_gradients
 # examples that the rules are tried on, and those that are searched for so many that differ
 _PROBED, _SEARCHED = 8, 64
 _MOVED = "examples are reordered or mixed in the batch"
+_UNSEEN = "it has more uses than torch functions show"
 
 
 def network_of(
@@ -95,7 +98,9 @@ def _study(bare: Network, x: Examples) -> Network:
     one = three[1:2]
     op, network = bare.op, bare
     before = _chance(network)
+    kept = {name: buffer.clone() for name, buffer in bare.model.named_buffers()}
     f, uses, size = run(network, three)
+    _check_buffers(network, kept)
     if any(not torch.equal(a, b) for a, b in zip(before, _chance(network), strict=True)):
         raise ValueError(
             f"nftk.{op}: model must draw no random numbers, in eval mode, got one that does, as active dropout would"
@@ -124,6 +129,19 @@ def _study(bare: Network, x: Examples) -> Network:
     return dataclasses.replace(network, mapped=_maps(network, three, truth, direction))
 
 
+def _check_buffers(network: Network, kept: dict[str, Tensor]) -> None:
+    """Raise where the model has changed its buffers, which are put back."""
+    buffers = dict(network.model.named_buffers())
+    changed = [name for name, value in kept.items() if not torch.equal(value, buffers[name])]
+    for name in changed:
+        buffers[name].copy_(kept[name])
+    if changed:
+        raise ValueError(
+            f"nftk.{network.op}: model must leave its buffers as they are, in eval mode, got one that writes into "
+            f"{changed[0]}"
+        )
+
+
 def _chance(network: Network) -> list[Tensor]:
     """State of torch's random numbers."""
     found = [torch.get_rng_state()]
@@ -145,9 +163,18 @@ def _expanded(
         except (RuntimeError, ValueError, TypeError):
             return network, before
         same = [use.owners for use in after[1]] == [use.owners for use in before[1]]
-        if same and _close(before[0], after[0]):
+        if same and _close(before[0], after[0]) and _takes(network, other, three):
             return other, after
     return network, before
+
+
+def _takes(network: Network, other: Network, three: Examples) -> bool:
+    """Whether the same holds of five: a dimension that is as large as three examples may be another's."""
+    five = three[[0, 1, 2, 0, 1]]
+    try:
+        return _close(run(network, five)[0], run(other, five)[0])
+    except (RuntimeError, ValueError, TypeError):
+        return False
 
 
 def _truth(network: Network, x: Examples) -> tuple[dict[str, Tensor | None], Tensor]:
@@ -167,7 +194,8 @@ def _truth(network: Network, x: Examples) -> tuple[dict[str, Tensor | None], Ten
                 f"nftk.{network.op}: model must be one that torch.autograd.grad goes through, got: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
-    return dict(zip(network.parameters, found, strict=True)), direction
+    dense = (None if g is None else g.to_dense() for g in found)
+    return dict(zip(network.parameters, dense, strict=True)), direction
 
 
 def _sites(
@@ -281,9 +309,12 @@ def _checked(
     direction: Tensor,
 ) -> tuple[list[Site], dict[str, str]]:
     """Keep the sites whose rule agrees with autograd, and that keep examples apart."""
-    f, uses, _ = run(network, x)
+    with wanting(network.parameters):
+        f, uses, _ = run(network, x)
+        ends = {name: get_gradient_edge(p) for name, p in network.parameters.items()}
     edges = [edge for use in uses for edge in use.edges]
     try:
+        unseen = reached((f * direction).sum(), ends)
         grads = backward((f * direction).sum(), edges, uses, keep=True)
         first = backward((f[:1] * direction[:1]).sum(), edges, uses, keep=False)
     except CheckpointError:
@@ -293,6 +324,9 @@ def _checked(
     most = max([float(g.abs().max()) for g in truth.values() if g is not None], default=0.0)
     kept = []
     for site in sites:
+        if any(name in unseen for name in site.parameters):
+            reasons.update(dict.fromkeys(site.parameters, _UNSEEN))
+            continue
         try:
             sized = _sized(site, uses, grads)
             own = _gradients_of(sized, uses, grads)
@@ -309,7 +343,7 @@ def _checked(
         if gap <= eps**0.5 * float(torch.linalg.vector_norm(want)) + 16 * eps * most:
             kept.append(sized)
         else:
-            reasons.update(dict.fromkeys(site.parameters, "it has more uses than torch functions show"))
+            reasons.update(dict.fromkeys(site.parameters, _UNSEEN))
     return kept, reasons
 
 
@@ -331,7 +365,7 @@ def _kept_apart(
         try:
             a = read(site, uses) if site.factored else None
             g, other = (turned(site, uses, found) for found in (grads, weighted))
-            apart = len(g) == len(x) and (a is None or len(a) == len(x)) and not mixes(g, largest(other), weights)
+            apart = (a is None or len(a) == len(x)) and not mixes(*marks(g), marks(other)[0], weights)
         except (RuntimeError, ValueError, TypeError, IndexError):
             apart = False
         if apart:

@@ -60,7 +60,7 @@ def _one_by_one(parameters: Mapping[str, Tensor], x: Examples, outputs: _Outputs
                 for i in range(len(f))
             ]
             for name, grads in zip(parameters, zip(*by_output, strict=True), strict=True):
-                rows[name].append(torch.stack([g.flatten() for g in grads]))
+                rows[name].append(torch.stack([g.to_dense().flatten() for g in grads]))
     return {name: torch.stack(found) for name, found in rows.items()}
 
 
