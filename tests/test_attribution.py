@@ -170,6 +170,9 @@ def test_leave_one_out_agrees_with_the_scores_of_a_surrogate(network):
         ((gram, gram_test, target.long(), 1.0), TypeError, "y must have a floating dtype"),
         ((gram.triu(), gram_test, target, 1.0), ValueError, "k_train must be symmetric"),
         ((gram, gram_test, target, -1.0), ValueError, "ridge must be finite and at least 0, got -1"),
+        ((gram[0, 0], gram_test, target, 1.0), ValueError, r"k_train must have shape \[n, n\], got \[\]"),
+        ((gram, gram_test[0, 0], target, 1.0), ValueError, r"k_test must have shape \[n_test, 70\], got \[\]"),
+        ((gram, gram_test, target[0, 0], 1.0), ValueError, r"y must have shape \[70, C\], got \[\]"),
     ):
         with pytest.raises(error, match="nftk.attribution.leave_one_out: " + sentence):
             leave_one_out(*wrong)
@@ -282,6 +285,18 @@ def test_self_influence_is_the_score_for_itself(network):
         attribute(1, k)
 
 
+def test_self_influence_of_as_many_layers_as_examples():
+    """Diagonals ``(L, n)`` have the shape of a kernel then, and are none."""
+    x = draw(3, 4, 4)
+    k, y = x @ x.mT, torch.tensor([0, 1, 2, 1])
+    k = torch.cat((k, torch.eye(4).double()[None]))
+    surrogate = KernelSurrogate(penalty=0.1, weights=[1.0, 0.5, 2.0, 3.0]).fit(k, y)
+    diagonals = k.diagonal(dim1=1, dim2=2)
+    want = surrogate.dual_coef_[torch.arange(4), y] * surrogate.weights_[:, None] * diagonals
+    torch.testing.assert_close(self_influence(surrogate, diagonals, y), want)
+    torch.testing.assert_close(self_influence(surrogate, k, y), want)
+
+
 def test_self_influence_finds_wrong_labels():
     x = torch.cat((draw(40, 2) * 0.3 + 1.5, draw(40, 2, seed=1) * 0.3 - 1.5))
     y = torch.arange(80) // 40
@@ -322,6 +337,10 @@ def test_poison_is_found_in_the_layer_that_sees_it():
     of_sizes = find_poisoned(torch.tensor([[2e6, 1e6], [1.0, 3.0]]))
     torch.testing.assert_close(of_sizes.scores, torch.tensor([11 / 24, 13 / 24]).double())
     assert of_sizes.order.tolist() == [1, 0]
+    # nor do clean scores, of 1/2, 1/2 and 0 here
+    apart = find_poisoned(torch.tensor([[2.0, 1.0, 1.0]]), torch.tensor([[4e6, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    torch.testing.assert_close(apart.scores, torch.tensor([0, -0.25, 0.25]).double())
+    assert apart.order.tolist() == [2, 0, 1]
     for wrong, error, sentence in (
         ((poisoned.long(),), TypeError, "poisoned must be a boolean tensor"),
         ((torch.zeros(n).bool(),), ValueError, "poisoned must have an example that is, got none of 120"),

@@ -52,7 +52,7 @@ def test_the_dual_is_that_of_the_kernel_with_full_rank(share):
     penalty = share * float(k.diagonal().mean())
     found = KernelSurrogate(penalty=penalty).fit(k, y)
     near = KernelSurrogate(penalty=penalty).fit(k + 1e-9 * torch.eye(len(k)), y)
-    assert distance(near.dual_coef_, found.dual_coef_) < 1e-8 + 1e-11 / share
+    assert distance(near.dual_coef_, found.dual_coef_) < 1e-7 + 1e-11 / share
 
 
 @pytest.mark.parametrize("share", [0.1, 1e-3, 1e-5])

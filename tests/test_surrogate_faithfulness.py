@@ -70,6 +70,10 @@ def test_r2_by_hand():
     assert r2_after_link(p, q, [0] * 4, resamples=0).value == pytest.approx(want, rel=1e-12)
     assert r2_after_link(p, 1 / (1 + np.exp(-3 * a + 1)), [1] * 4).value == pytest.approx(1)
     assert math.isnan(r2_after_link(p, [0.5] * 4, [1] * 4).value)
+    # constant but for rounding, on either side
+    nearly = np.array([0.5, 0.5, 0.5, 0.5 + 1e-15])
+    assert math.isnan(r2_after_link(p, nearly, [1] * 4).value)
+    assert math.isnan(r2_after_link(nearly, p, [1] * 4).value)
 
 
 def test_saturated_probabilities_are_clipped_and_counted():
@@ -162,6 +166,7 @@ def test_without_resamples_no_interval_is_shown():
         (([0.5], [0.5], [0.0]), {}, TypeError, "y must be classes, integers from 0 to 1, got float64"),
         (([0.5], [0.5], [0, 1]), {}, ValueError, r"y must have shape \[1\], an entry an example, got \[2\]"),
         (([0.5], [0.5], [0]), {"clip": 0.5}, ValueError, "clip must be below 0.5, got 0.5"),
+        (([0.5], [0.5], [0]), {"clip": 1e-17}, ValueError, "clip must be so large that 1 - clip is below 1, got 1e-17"),
         (([0.5], [0.5], [0]), {"confidence": 1.0}, ValueError, "confidence must be below 1, got 1.0"),
         (([0.5], [0.5], [0]), {"resamples": -1}, ValueError, "resamples must be at least 0, got -1"),
     ],

@@ -44,6 +44,7 @@ def leave_one_out(k_train: Tensor, k_test: Tensor, y: Tensor, ridge: float) -> T
     for name, x in (("k_train", k_train), ("k_test", k_test), ("y", y)):
         check_tensor(op, name, x)
     rho = check_number(op, "ridge", ridge)
+    check_shape(op, "k_train", k_train, ("n", "n"))
     n = len(k_train)
     check_shape(op, "k_train", k_train, (n, n))
     check_shape(op, "k_test", k_test, ("n_test", n))

@@ -58,7 +58,9 @@ class KernelSurrogate(Estimator):
         seed: Of what is held out.
         tolerance: Norm of the (preconditioned) gradient at which logistic stops; libsvm's rule has it too, but at least
             1e-5.
-        max_iterations: Of L-BFGS, and of fits while weights are learned; what is not done by then is told by a
+        max_iterations: Of L-BFGS, and of fits while weights are learned. Of libsvm, which at small penalties may never
+            end, 200 steps for each, 200 000 by default (from 2000 examples on a tenth of n each); where a fit stops at
+            that, smaller penalties are not tried. What is not done by then is told by a
             :class:`nftk.regression.KernelWarning`.
 
     Attributes:
@@ -74,7 +76,7 @@ class KernelSurrogate(Estimator):
         penalty_: The penalty.
         selection_: Penalties tried and what each lost, or None.
         objective_: Mean loss plus penalty.
-        converged_: Whether the tolerance was met.
+        converged_: Whether the tolerance was met, by libsvm within its steps.
         residual_, iterations_: Norm of the gradient and steps, of logistic.
         learning_: How the weights were learned, or None.
 
@@ -250,10 +252,11 @@ class KernelSurrogate(Estimator):
             found = self._solve(gram, target, None)
         self.dual_coef_, self.intercept_ = found.alpha, found.intercept
         self.objective_, self.residual_, self.iterations_ = found.objective, found.residual, found.iterations
-        self.converged_ = found.residual <= self.tolerance and (self.learning_ is None or self.learning_.converged)
+        met = found.residual <= self.tolerance and not found.stopped
+        self.converged_ = met and (self.learning_ is None or self.learning_.converged)
         if not self.converged_:
-            told = f"a gradient of {self.residual_:.1e}, above the tolerance {self.tolerance:.1e}"
-            if found.residual <= self.tolerance and self.learning_ is not None:
+            told = found.stopped or f"a gradient of {self.residual_:.1e}, above the tolerance {self.tolerance:.1e}"
+            if met and self.learning_ is not None:
                 told = f"weights that may be {self.learning_.gap / self.objective_:.1e} of the objective above the best"
             warnings.warn(f"nftk.KernelSurrogate: fit stopped at {told}", KernelWarning, stacklevel=4)
 
@@ -262,8 +265,15 @@ class KernelSurrogate(Estimator):
         if self.estimator == "svm":
             from nftk.surrogate.support_vectors import support_vectors
 
-            places, classes = target.argmax(1), target.shape[1]
-            return support_vectors(k, places, classes, self.penalty_, max(self.tolerance, LIBSVM), self.seed)
+            return support_vectors(
+                k,
+                target.argmax(1),
+                target.shape[1],
+                self.penalty_,
+                tolerance=max(self.tolerance, LIBSVM),
+                seed=self.seed,
+                max_iterations=self.max_iterations,
+            )
         from nftk.surrogate.multinomial import Multinomial
 
         if self.estimator == "logistic":
@@ -291,11 +301,22 @@ class KernelSurrogate(Estimator):
                 f"{n} examples"
             )
         inner, outer, inner_target = k[kept][:, kept], k[out][:, kept], target[kept]
+        stopped = ""
         if self.estimator == "svm":
             from nftk.surrogate.support_vectors import support_vectors
 
             def errors(penalty: float) -> float:
-                machine = support_vectors(inner, places[kept], target.shape[1], penalty, 1e-4, self.seed)
+                nonlocal stopped
+                machine = support_vectors(
+                    inner,
+                    places[kept],
+                    target.shape[1],
+                    penalty,
+                    tolerance=1e-4,
+                    seed=self.seed,
+                    max_iterations=self.max_iterations,
+                )
+                stopped = machine.stopped
                 said = (outer @ machine.alpha + machine.intercept).argmax(1)
                 return float((said != places[out]).double().mean())
 
@@ -316,7 +337,7 @@ class KernelSurrogate(Estimator):
 
             loss = cross_entropy
         tried = [mean * share for share in GRID] if penalties is None else penalties
-        return choose("KernelSurrogate", tried, loss, given=penalties is not None)
+        return choose("KernelSurrogate", tried, loss, given=penalties is not None, stopped=lambda: stopped)
 
     def _outputs(self, x: Any) -> Tensor:
         self._check_is_fitted()
@@ -336,6 +357,9 @@ class KernelSurrogate(Estimator):
         elif isinstance(x, Tensor | np.ndarray) and x.ndim == 3:
             blocks = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x, dtype=np.float64))
             kind = tuple(f"layer {i + 1}" for i in range(len(blocks))), None, None
+        elif isinstance(x, str | bytes) or not any(hasattr(x, name) for name in ("__len__", "__array__", "shape")):
+            kind_of = type(x).__name__
+            raise TypeError(f"nftk.{op}: X must be LayerKernels or a kernel, a tensor or an array, got {kind_of}")
         else:
             blocks = self._rows(x, reset=reset)[None]
         blocks = blocks.cpu() if blocks.is_floating_point() else blocks.cpu().double()
@@ -367,6 +391,8 @@ class KernelSurrogate(Estimator):
         """Targets ``(n, C)`` in float64, whose rows sum to 1; sets ``classes_``."""
         op = "KernelSurrogate"
         if self.target == "labels":
+            if y is not None:
+                self._check_labels(as_array(op, y))
             target = self._targets(y, n, torch.device("cpu"))
         else:
             target = self._as_probabilities(as_array(op, y), n)
@@ -376,6 +402,11 @@ class KernelSurrogate(Estimator):
             least = target.shape[1] if self.estimator == "svm" and target.shape[1] > 1 else 2
             raise ValueError(f"nftk.{op}: y must have examples of at least {least} classes, got {count} class")
         return target
+
+    def _check_labels(self, values: Any) -> None:
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            wrong = values[~np.isfinite(values)][0]
+            raise ValueError(f"nftk.KernelSurrogate: y must be labels without NaN or infinity, got {wrong}")
 
     def _as_probabilities(self, values: Any, n: int) -> Tensor:
         op = "KernelSurrogate"

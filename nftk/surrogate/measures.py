@@ -158,7 +158,7 @@ def r2_after_link(
         network: As for :func:`kendall_tau`.
         surrogate: As there.
         y: As there.
-        clip: Least distance of a probability from 0 and 1, in (0, 0.5).
+        clip: Least distance of a probability from 0 and 1, below 0.5 and above float64's rounding of 1.
         resamples: As there.
         confidence: As there.
         seed: As there.
@@ -242,6 +242,8 @@ def check_clip(op: str, clip: float) -> None:
     """Raise unless a probability can be kept that far from 0 and 1."""
     if check_number(op, "clip", clip, above=True) >= 0.5:
         raise ValueError(f"nftk.{op}: clip must be below 0.5, got {clip}")
+    if 1 - clip == 1:
+        raise ValueError(f"nftk.{op}: clip must be so large that 1 - clip is below 1, got {clip}")
 
 
 def _tau(a: Array, b: Array, counts: Array) -> Array:

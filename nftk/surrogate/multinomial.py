@@ -35,9 +35,10 @@ class Multinomial:
 
     .. math:: \alpha \leftarrow \alpha - U (S / 2n + \lambda)^{-1} U^\top G
 
-    It is a step down the preconditioned gradient r of length 1, which Boehning's bound keeps from raising the objective;
-    it moves outputs by at most sqrt(2n) |r|, and leaves alpha within sqrt(2/n) |r| / lambda of that value. Only where
-    this times the kernel's rounding would be seen in outputs, as at tiny penalties on kernels in float32, is it less.
+    It is a step of length 1 down the preconditioned gradient r, of the intercept too. The Hessian is at most 2 (1 for
+    alpha and for the intercept alone), so neither the objective nor |r| grows; outputs move by at most 2 sqrt(n) |r|,
+    and alpha is left within 2 |r| / (sqrt(n) lambda) of that value. Only where this times the kernel's rounding would
+    be seen in outputs, as at tiny penalties on kernels in float32, is it less.
     """
 
     def __init__(self, op: str, k: Tensor, y: Tensor) -> None:
@@ -107,12 +108,9 @@ class Multinomial:
         found = minimize(value, v, jac=True, method="L-BFGS-B", options=options | {"gtol": coarse / classes})
         v, iterations = found.x, int(found.nit)
         if polish:
-            # half, because the last step may let the intercept's gradient grow by that of alpha
-            v, more = _newton(value, curve, v, tolerance / 2)
+            v, more = _newton(value, curve, v, tolerance)
             iterations += more
-        last = value(v)[1]
-        last[-classes:] = 0
-        v = v - last
+        v = v - value(v)[1]
         loss, gradient = value(v)
         theta = v.reshape(-1, classes)
         alpha = self.vectors @ (theta[:-1] / np.sqrt(self.values * curvature)[:, None])

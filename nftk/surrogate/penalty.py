@@ -49,7 +49,14 @@ def held_out(places: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return (~out).nonzero().flatten(), out.nonzero().flatten()
 
 
-def choose(op: str, penalties: Sequence[float], loss: Callable[[float], float], *, given: bool) -> Choice:
+def choose(
+    op: str,
+    penalties: Sequence[float],
+    loss: Callable[[float], float],
+    *,
+    given: bool,
+    stopped: Callable[[], str] = str,
+) -> Choice:
     """Take the penalty with the least loss, of equal ones the largest.
 
     Args:
@@ -58,6 +65,7 @@ def choose(op: str, penalties: Sequence[float], loss: Callable[[float], float], 
             than the best.
         loss: Of a penalty, on the examples held out.
         given: Whether the user named them.
+        stopped: What the last fit stopped at short of its end, in words; where it did, smaller penalties are not tried.
 
     Returns:
         The choice.
@@ -67,6 +75,14 @@ def choose(op: str, penalties: Sequence[float], loss: Callable[[float], float], 
         tried.append((penalty, loss(penalty)))
         best = min(tried, key=lambda pair: pair[1])
         if len(tried) - tried.index(best) > PATIENCE and best[1] < tried[-1][1]:
+            break
+        if stopped():
+            warnings.warn(
+                f"nftk.{op}: the search of the penalty ended at {penalty:.3g}, where a fit stopped at {stopped()}; "
+                "smaller ones are not tried",
+                KernelWarning,
+                stacklevel=2,
+            )
             break
     if len(tried) > 1 and best[0] in (max(penalties), min(penalties)):
         side = "largest" if best[0] == max(penalties) else "smallest"

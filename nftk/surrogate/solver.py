@@ -18,6 +18,7 @@ class Solution(NamedTuple):
         energy: What tr(alpha^T K alpha) is multiplied by to be the squared norm that the objective penalises.
         residual: Norm of the preconditioned gradient there, of solvers that iterate.
         iterations: Of such a solver.
+        stopped: The bound at which a solver stopped short of its own rule, in words; empty where none did.
     """
 
     alpha: Tensor
@@ -26,6 +27,7 @@ class Solution(NamedTuple):
     energy: float = 1.0
     residual: float = 0.0
     iterations: int = 0
+    stopped: str = ""
 
 
 def unit_of(k: Tensor) -> float:
