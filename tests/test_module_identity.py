@@ -192,6 +192,12 @@ def cutting(part):
     return lambda out: out[:, part]
 
 
+def reached(hook):
+    model = linear()
+    model[0].weight.register_hook(hook)
+    return model
+
+
 def frozen(*names):
     model = linear()
     for name in names:
@@ -263,6 +269,7 @@ MODELS = {
     ),
     "forward put into a class of torch": (lambda: patched("x @ self.weight.T"), lambda: patched("x @ -self.weight.T")),
     "buffer beside the state": (lambda: Buffered(0.0), lambda: Buffered(1.0)),
+    "parameter's hook": (lambda: reached(lambda grad: grad), lambda: reached(lambda grad: 3 * grad)),
     "parameter that is frozen": (lambda: frozen("0.weight"), lambda: frozen("2.weight")),
     "one parameter or two": (lambda: tied(True), lambda: tied(False)),
 }
@@ -342,6 +349,16 @@ def test_functions_that_differ(name):
     first, second = FUNCTIONS[name]
     assert told(linear(), first) == told(linear(), first)
     assert told(linear(), first) != told(linear(), second)
+
+
+def test_hooks_of_all_modules():
+    want = told(linear())
+    handle = nn.modules.module.register_module_forward_hook(tripled)
+    try:
+        assert told(linear()) != want
+    finally:
+        handle.remove()
+    assert told(linear()) == want
 
 
 def refused(first, second, x, folder):
@@ -464,7 +481,7 @@ TABLE = {{"log": __import__("logging").getLogger("x"), "lock": __import__("threa
 KINDS = {{Scale, Slotted, Bound, Calling, Private, int, re.compile}}
 
 def helper(out):
-    return helper(out[1:]) if len(out) > 99 and "a" in {{"a", "b", "c", (frozenset(("x", "y", "z")),)}} else out * K
+    return helper(out[1:]) if len(out) > 99 and "a" in {{"a", "b", "c", "d", "e", "f"}} else out * K
 
 class Net(nn.Module):
     near = {{nn.ReLU, nn.Tanh, nn.Sigmoid}}

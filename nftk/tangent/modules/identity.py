@@ -135,8 +135,6 @@ class Identity:
             return ["property"], [value.fget, value.fset, value.fdel]
         if isinstance(value, staticmethod | classmethod):
             return [type(value).__name__], [value.__func__]
-        if isinstance(value, slice):
-            return ["slice"], [value.start, value.stop, value.step]
         if isinstance(value, types.MethodDescriptorType | types.WrapperDescriptorType | types.GetSetDescriptorType):
             return ["builtin", value.__objclass__.__qualname__, value.__name__], []
         return self._of_object(value)
