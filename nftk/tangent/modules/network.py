@@ -101,7 +101,7 @@ class Network:
             if isinstance(x, Tensor):
                 add(x)
         identity = Identity(add)
-        return [repr(self.model), identity.of_module(self.model), identity.of(self.output_fn)]
+        return [identity.of_module(self.model), identity.of(self.output_fn)]
 
     def gradients(self, x: Examples, *, summed: bool) -> Iterator[tuple[int, list[Held]]]:
         """For one output after another, its number and what every site holds of it, with d = 1.
