@@ -424,9 +424,10 @@ class TestBrowser:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert max(self.ground(page)) < 60
         assert min(self.text_colours(page)) > 180
+        dark = page.evaluate(self.FILL)
         page.emulate_media(color_scheme="light")
         # the figures follow the page
-        page.wait_for_function("dark => " + self.FILL + " !== dark", arg=page.evaluate(self.FILL), timeout=120_000)
+        page.wait_for_function("dark => " + self.FILL + " !== dark", arg=dark, timeout=120_000)
         assert max(self.text_colours(page)) < 80
         assert min(self.ground(page)) > 200
         assert trouble == []
