@@ -169,6 +169,18 @@ def convolutional_table(root=ROOT):
                       f"torch {machine['torch']}; {machine['date']}; {machine['commit']}."])  # fmt: skip
 
 
+def project_table(root=ROOT):
+    """Random projections against a matrix that is made and multiplied, and against the product alone."""
+    lines = ["| kind, rows | product alone | matrix and product | nftk |", "|---|---|---|---|"]
+    for kind, rows in itertools.product(("rademacher", "gaussian", "sjlt"), (16, 128, 512)):
+        path = root / "bench" / "results" / "cpu" / f"project_{kind}-{rows}.json"
+        if path.exists():
+            seconds = read(path)["cpu_seconds"]
+            alone, whole, ours = (seconds[name] for name in ("product alone", "matrix and product", "nftk"))
+            lines.append(f"| {kind}, {rows} | {alone:.2f} s | {whole:.2f} s | {ours:.2f} s, {ours / whole:.2f}x |")
+    return "\n".join(lines) if len(lines) > 2 else "No record."
+
+
 def infinite_table(root=ROOT):
     """infinite_ntk on a CPU against eager torch, and against neural-tangents' stax, each in a run of its own."""
     lines = ["| ten kernels | nftk | weighted sum alone | plain PyTorch |", "|---|---|---|---|"]
@@ -352,6 +364,7 @@ TABLES = {
         "ratio": step_table,
         "ntk": floor_table,
         "peers": peer_table,
+        "project": project_table,
         "infinite": infinite_table,
         "mnist_omega": mnist_omega_table,
         "targets": target_table,
