@@ -60,6 +60,14 @@ def test_import_leaves_heavy_packages_alone():
     assert not loaded & {"matplotlib", "sklearn", "scipy", "triton", "typer", "rich", "pandas"}
 
 
+def test_loading_a_network_loads_no_compiler(tmp_path):
+    """It takes torch seconds."""
+    path = tmp_path / "network.safetensors"
+    nftk.NFTKMLP(3, [4, 4], 2).save(path)
+    code = f"import sys, nftk; nftk.NFTKMLP.load({str(path)!r}); print('torch._dynamo' in sys.modules)"
+    assert fresh(code) == "False"
+
+
 def test_the_module_is_the_command():
     pytest.importorskip("typer", reason="needs typer for the command line")
     done = subprocess.run([sys.executable, "-m", "nftk", "--help"], capture_output=True, text=True, cwd="/")

@@ -167,15 +167,9 @@ class NFTKMLP(nn.Module):
         Raises:
             ValueError: If ``omega_init`` is a tensor of another shape than ``(d, L)``, or not finite.
         """
-        ntk = self.parameterization == "ntk"
-        for layer in self._layers():
-            nn.init.normal_(layer.weight) if ntk else nn.init.xavier_normal_(layer.weight)
-            if layer.bias is not None:
-                nn.init.normal_(layer.bias) if ntk else nn.init.zeros_(layer.bias)
-        for v in self.readout_weights():
-            nn.init.normal_(v) if ntk else nn.init.xavier_normal_(v)
-        if self.output_bias is not None:
-            nn.init.normal_(self.output_bias) if ntk else nn.init.zeros_(self.output_bias)
+        if not self.omega.is_meta:
+            # where there is nothing to draw torch would take seconds over it, to load its compiler
+            self._draw()
         start = 1.0 / len(self.hidden) if self.omega_init is None else self.omega_init
         if isinstance(start, Tensor) and start.shape != self.omega.shape:
             want, got = list(self.omega.shape), list(start.shape)
@@ -186,6 +180,17 @@ class NFTKMLP(nn.Module):
         if not values.isfinite().all():
             raise ValueError(f"nftk.{_OP}: omega_init must be finite, got {self.omega_init}")
         self.omega.copy_(values.expand_as(self.omega))
+
+    def _draw(self) -> None:
+        ntk = self.parameterization == "ntk"
+        for layer in self._layers():
+            nn.init.normal_(layer.weight) if ntk else nn.init.xavier_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.normal_(layer.bias) if ntk else nn.init.zeros_(layer.bias)
+        for v in self.readout_weights():
+            nn.init.normal_(v) if ntk else nn.init.xavier_normal_(v)
+        if self.output_bias is not None:
+            nn.init.normal_(self.output_bias) if ntk else nn.init.zeros_(self.output_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return f(x).
