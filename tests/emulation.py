@@ -170,12 +170,17 @@ def emulate():
                 scope.restore()
         # the tensors lie in host memory, which the interpreter wrote itself; its copy back would count as work
 
-    rewrite, rewriting = interpreter.InterpretedFunction.rewrite, threading.RLock()
+    rewrite, patch_lang, rewriting = interpreter.InterpretedFunction.rewrite, interpreter._patch_lang, threading.RLock()
 
     def rewrite_alone(self):
         # Python 3.11's parser counts its depth over all threads, and may then refuse a function that is right
         with rewriting:
             return rewrite(self)
+
+    def patch_lang_alone(fn):
+        # it goes through the globals of a function, to which rewriting one adds
+        with rewriting:
+            return patch_lang(fn)
 
     kind = type(builder)
     load, store, atomic = kind.create_masked_load, kind.create_masked_store, kind.create_atomic_rmw
@@ -200,7 +205,7 @@ def emulate():
     saved = kind.create_dot, kind.create_fp_trunc, interpreter.GridExecutor.__call__, sys.getswitchinterval()
     kind.create_dot, kind.create_fp_trunc = create_dot, create_fp_trunc
     interpreter.GridExecutor.__call__ = call
-    interpreter.InterpretedFunction.rewrite = rewrite_alone
+    interpreter.InterpretedFunction.rewrite, interpreter._patch_lang = rewrite_alone, patch_lang_alone
     # each thread is a program with an index of its own
     kind.grid_idx = property(lambda self: local.index, lambda self, index: setattr(local, "index", index))
     sys.setswitchinterval(1e-4)
@@ -208,7 +213,7 @@ def emulate():
         yield grid
     finally:
         del kind.grid_idx
-        interpreter.InterpretedFunction.rewrite = rewrite
+        interpreter.InterpretedFunction.rewrite, interpreter._patch_lang = rewrite, patch_lang
         kind.create_masked_load, kind.create_masked_store, kind.create_atomic_rmw = load, store, atomic
         kind.create_dot, kind.create_fp_trunc, interpreter.GridExecutor.__call__, interval = saved
         sys.setswitchinterval(interval)

@@ -1,9 +1,29 @@
 """What the mended interpreter of tests/emulation.py promises the tests that use it."""
 
+import inspect
+
 import torch
 from triton.runtime import interpreter
 
 from nftk.ops import readout
+
+
+def test_globals_are_read_by_one_program_at_a_time(grid, monkeypatch):
+    """Rewriting a function adds to the globals that others go through: dictionary changed size during iteration."""
+    grid.order = "together"
+    exec_, found = interpreter.FunctionRewriter._compile_and_exec, []
+    lock = inspect.getclosurevars(interpreter._patch_lang).nonlocals["rewriting"]
+
+    def watched(self, transformed):
+        found.append(lock._is_owned())
+        return exec_(self, transformed)
+
+    monkeypatch.setattr(interpreter.FunctionRewriter, "_compile_and_exec", watched)
+    monkeypatch.setattr(interpreter.InterpretedFunction, "rewritten_fn", {})
+    states = [torch.randn(200, 20) for _ in range(3)]
+    readout(states, torch.randn(4, 60), torch.rand(4, 3), backend="triton")
+    assert len(found) > 1
+    assert all(found)
 
 
 def test_programs_that_run_together_rewrite_their_functions_one_at_a_time(grid, monkeypatch):
