@@ -27,7 +27,7 @@ KINDS = {
     "refit": "ablation, loss, the rest fitted anew",
 }
 # test examples: for all kinds, and for those that are fitted anew
-EXAMPLES, REFIT_EXAMPLES = 5000, 1000
+EXAMPLES, REFIT_EXAMPLES, QUICK_REFIT_EXAMPLES = 5000, 1000, 40
 # a rescaling multiplies Omega's entries by up to this, and divides the readouts
 LARGEST_SCALE = 4.0
 SHARES = np.linspace(0, 1, 101)
@@ -42,6 +42,7 @@ def run(request: Request) -> Record:
         for depth in depths
     }
     train_all([one for some in recipes.values() for one in some], request.place, jobs=request.jobs, say=request.say)
+    refit_examples = min(REFIT_EXAMPLES, QUICK_REFIT_EXAMPLES) if request.quick else REFIT_EXAMPLES
     rows: list[dict[str, Any]] = []
     curves: dict[tuple[str, int], dict[str, list[DeletionCurve]]] = {}
     for (data, depth), some in recipes.items():
@@ -51,8 +52,8 @@ def run(request: Request) -> Record:
         for recipe in some:
             model, (x, y) = load(recipe, request.place), inputs_of(recipe, request.place).test
             x, y = _spread_out(x), _spread_out(y)
-            ours = measured(model, x, y)
-            again = measured(rescale(model, recipe.seed), x, y)
+            ours = measured(model, x, y, refit_examples)
+            again = measured(rescale(model, recipe.seed), x, y, refit_examples)
             for kind, values in ours.items():
                 found[kind].append(values)
                 rescaled[kind].append(rank_correlation(values, again[kind]))
@@ -73,14 +74,14 @@ def run(request: Request) -> Record:
                     "values": [values.tolist() for values in found[kind]],
                 }
             )
-    few = {"examples": min(EXAMPLES, len(y)), "refit_examples": min(REFIT_EXAMPLES, len(y))}
+    few = {"examples": min(EXAMPLES, len(y)), "refit_examples": min(refit_examples, len(y))}
     record = {**few, "largest_scale": LARGEST_SCALE, "rows": rows}
     return Record("stability", record, _markdown(record, request.seeds), {"stability": _draw(curves)})
 
 
-def measured(model: nftk.NFTKMLP, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """All importances of a network, by kind."""
-    few = slice(0, REFIT_EXAMPLES)
+def measured(model: nftk.NFTKMLP, x: Tensor, y: Tensor, refit_examples: int) -> dict[str, Tensor]:
+    """All importances of a network, by kind; the rest of Omega is fitted anew to the first examples."""
+    few = slice(0, refit_examples)
     return {
         "omega": nftk.importance(model, x),
         "canonical": nftk.importance(model.canonicalize(x), x),
